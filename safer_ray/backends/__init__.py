@@ -1,0 +1,1 @@
+"""One file per outside thing; heavy imports live only here, behind the protocols of ``base``."""

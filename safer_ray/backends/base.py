@@ -1,0 +1,267 @@
+"""The protocols every outside thing stands behind, and the small specs that build them.
+
+A ``Spec`` is what crosses to an actor: frozen, picklable, cheap to import. ``build()`` runs where the
+hardware is and does the heavy imports. Each protocol has a real backend and a fake twin in ``fake``;
+one contract suite runs over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from safer_ray.records import (
+    Outcome,
+    Prompt,
+    Rollout,
+    SampleRequest,
+    Step,
+    StepPair,
+    TraceExample,
+    Verdict,
+    WeightsRef,
+)
+
+ReferencePolicy = Literal["fixed", "previous_round", "ema"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """How tokens are drawn. ``max_tokens`` is per step in step mode, for the whole completion otherwise."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_step_tokens: int = 96
+    max_trace_tokens: int = 320
+    max_answer_tokens: int = 96
+    greedy_traces: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerStats:
+    """Counters of one sampler since it was built."""
+
+    requests: int
+    generated_tokens: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generation_s: float
+
+
+class Sampler(Protocol):
+    """A rollout engine holding one version of the policy.
+
+    ``sample`` is thread-safe: calls from several threads share one running batch.
+    """
+
+    @property
+    def name(self) -> str:
+        """The engine and its version, for lineage."""
+        ...
+
+    @property
+    def policy_version(self) -> int:
+        """The version of the weights in use, confirmed after loading."""
+        ...
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
+        """Return ``n`` siblings per request, in request order, each stamped with the policy version.
+
+        Raises:
+            SamplerError: naming the request that cannot be served (too long, no chat template ...).
+        """
+        ...
+
+    def load_weights(self, ref: WeightsRef) -> WeightsRef:
+        """Replace the weights in place and return what is now loaded, hashed after loading.
+
+        Raises:
+            WeightsError: if version or checksum do not match; the sampler then refuses to serve.
+        """
+        ...
+
+    def stats(self) -> SamplerStats:
+        """Return counters since the sampler was built."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine and everything it put in shared memory. Safe to call twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeTask:
+    """One rollout to judge, with the steps that came before it."""
+
+    prompt: Prompt
+    rollout: Rollout
+    history: tuple[Step, ...] = ()
+
+
+class Judge(Protocol):
+    """Scores steps and classifies answers. A step it cannot score is unscored, never 0."""
+
+    @property
+    def name(self) -> str:
+        """``name@version``; part of every verdict."""
+        ...
+
+    @property
+    def rule_pack_hash(self) -> str:
+        """Content hash of the rules judged by."""
+        ...
+
+    def judge(self, tasks: Sequence[JudgeTask]) -> list[Verdict]:
+        """Return one verdict per task, step and axis."""
+        ...
+
+    def outcomes(self, tasks: Sequence[JudgeTask], checkpoint: str) -> list[Outcome]:
+        """Return what became of each prompt; every rollout is a whole completion."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeachTask:
+    """A prompt to write a trace for; ``answers`` are plain answers of the base model (safe prompts only)."""
+
+    prompt: Prompt
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeachResult:
+    """The traces written and, per rejected attempt, the reason.
+
+    ``prompt_ids`` of an example are the student's: rules are not in them unless the config keeps them.
+    """
+
+    examples: tuple[TraceExample, ...]
+    rejected: tuple[tuple[str, str], ...] = ()
+    """Pairs (prompt_id, reason)."""
+
+
+class Teacher(Protocol):
+    """Writes Ex-Ante traces."""
+
+    @property
+    def name(self) -> str:
+        """``name@version``; part of every example."""
+        ...
+
+    def teach(self, tasks: Sequence[TeachTask]) -> TeachResult:
+        """Return validated traces; what the trace grammar refuses is counted with its reason."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """ERPO and SFT loss terms; see ``core.losses`` for the equations."""
+
+    beta: float = 0.2
+    alpha: float = 0.02
+    nll_weight: float = 0.5
+    axis_weights: tuple[tuple[str, float], ...] = (("safety", 1.0), ("helpfulness", 1.0), ("efficiency", 1.0))
+    prompt_weighting: Literal["mean", "sum"] = "mean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimSettings:
+    """One training stage. ``tokens_per_step`` counts packed tokens over all ranks, per optimiser step."""
+
+    lr: float
+    epochs: int = 1
+    tokens_per_step: int = 2048
+    pack_tokens: int = 1024
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainTask:
+    """One training stage over tables on a path every rank can read (``traces/1`` or ``pairs/1``)."""
+
+    stage: str
+    kind: Literal["sft", "erpo"]
+    data_path: str
+    optim: OptimSettings
+    loss: LossSettings = field(default_factory=LossSettings)
+    reference: ReferencePolicy = "fixed"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """One optimiser step, averaged over all ranks. ERPO only: chosen_logp, margin, accuracy (else nan)."""
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+    chosen_logp: float = float("nan")
+    margin: float = float("nan")
+    accuracy: float = float("nan")
+
+
+class Learner(Protocol):
+    """One rank of the learner group. Every rank gets the same calls in the same order."""
+
+    def begin(self, task: TrainTask) -> int:
+        """Plan the stage, compute what is computed once (reference log-probs), return its optimiser steps."""
+        ...
+
+    def step(self) -> StepReport:
+        """Run the next optimiser step; forward, backward and update over this rank's share.
+
+        Raises:
+            LearnerError: if the loss is not finite; the weights are then as before the step.
+        """
+        ...
+
+    def publish(self, version: int) -> WeightsRef | None:
+        """Gather the weights; rank 0 writes them to shared memory and returns the reference."""
+        ...
+
+    def save(self, path: str) -> None:
+        """Write a Hugging Face checkpoint (safetensors, tokenizer); rank 0 writes, aside and renamed."""
+        ...
+
+    def close(self) -> None:
+        """Leave the process group and free shared memory. Safe to call twice."""
+        ...
+
+
+class SamplerSpec(Protocol):
+    """Builds a sampler where it will run."""
+
+    def build(self) -> Sampler: ...
+
+
+class JudgeSpec(Protocol):
+    """Builds a judge where it will run."""
+
+    def build(self) -> Judge: ...
+
+
+class TeacherSpec(Protocol):
+    """Builds a teacher where it will run."""
+
+    def build(self) -> Teacher: ...
+
+
+class LearnerSpec(Protocol):
+    """Builds one rank of a learner where it will run; ranks find each other at ``master``."""
+
+    def build(self, *, rank: int, world_size: int, master: str) -> Learner: ...
+
+
+__all__ = [
+    "Judge", "JudgeSpec", "JudgeTask", "Learner", "LearnerSpec", "LossSettings", "OptimSettings", "ReferencePolicy",
+    "Sampler", "SamplerSpec", "SamplerStats", "SamplingSettings", "StepPair", "StepReport", "TeachResult", "TeachTask",
+    "Teacher", "TeacherSpec", "TrainTask",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The algorithm, pure: no ray, no IO, no clock, no global randomness."""

@@ -1,0 +1,151 @@
+"""Records as versioned Arrow tables.
+
+Each record type has one schema named ``kind/version``, kept in the table's metadata. Reading refuses a
+schema it does not know and a null where none is allowed (pyarrow itself enforces neither).
+Files are Arrow IPC, written aside and renamed, so a half-written file never carries the final name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from safer_ray.errors import DataError
+from safer_ray.records import Outcome, Prompt, Rollout, SampleRequest, StepPair, TraceExample, Verdict
+
+Record = TypeVar("Record", Prompt, SampleRequest, Rollout, Verdict, StepPair, TraceExample, Outcome)
+KINDS: dict[type, str] = {
+    Prompt: "prompts/1",
+    SampleRequest: "requests/1",
+    Rollout: "rollouts/1",
+    Verdict: "verdicts/1",
+    StepPair: "pairs/1",
+    TraceExample: "traces/1",
+    Outcome: "outcomes/1",
+}
+_SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:
+    """Return the Arrow type of an annotation and whether it may be null."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (UnionType, Union):
+        inner = next(arg for arg in args if arg is not NoneType)
+        return _arrow_type(inner)[0], True
+    if origin is Literal:
+        return pa.string(), False
+    if origin is tuple:
+        return pa.list_(pa.field("item", _arrow_type(args[0])[0], nullable=False)), False
+    if is_dataclass(hint):
+        return pa.struct(_fields_of(hint)), False
+    return _SCALARS[hint], False
+
+
+def _fields_of(record: Any) -> list[pa.Field]:
+    hints = get_type_hints(record)
+    out = []
+    for item in fields(record):
+        dtype, nullable = _arrow_type(hints[item.name])
+        out.append(pa.field(item.name, dtype, nullable=nullable))
+    return out
+
+
+SCHEMAS: dict[str, pa.Schema] = {
+    kind: pa.schema(_fields_of(record), metadata={"safer_ray": kind}) for record, kind in KINDS.items()
+}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value] if value and is_dataclass(value[0]) else value
+    return value
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (UnionType, Union):
+        return _revive(next(arg for arg in args if arg is not NoneType), value)
+    if origin is tuple:
+        return tuple(_revive(args[0], item) for item in value) if is_dataclass(args[0]) else tuple(value)
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return hint(**{name: _revive(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+    return value
+
+
+def to_table(records: Iterable[Record], kind: type[Record]) -> pa.Table:
+    """Return the records as one table of ``kind``'s schema."""
+    schema = SCHEMAS[KINDS[kind]]
+    return pa.Table.from_pylist([_plain(record) for record in records], schema=schema)
+
+
+def from_table(table: pa.Table, kind: type[Record]) -> list[Record]:
+    """Return the records of a table.
+
+    Raises:
+        DataError: if the table is of another kind or version, has other columns, or a null where none may be.
+    """
+    want = KINDS[kind]
+    have = (table.schema.metadata or {}).get(b"safer_ray", b"nothing safer_ray knows").decode()
+    if have != want:
+        raise DataError(f"table: this is {have}, but {want} was expected; use the reader of that kind")
+    schema = SCHEMAS[want]
+    if table.schema.names != schema.names:
+        raise DataError(f"table {want}: columns are {table.schema.names}, not {schema.names}")
+    for column in schema:
+        if not column.nullable and table[column.name].null_count:
+            raise DataError(
+                f"table {want}: column {column.name} has {table[column.name].null_count} nulls; it allows none"
+            )
+    hints = get_type_hints(kind)
+    rows = table.to_pylist()
+    try:
+        return [kind(**{name: _revive(hints[name], value) for name, value in row.items()}) for row in rows]
+    except (TypeError, ValueError) as exc:
+        raise DataError(f"table {want}: a row breaks what must hold of it: {exc}") from exc
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write one Arrow IPC file durably: aside, flushed to disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())
+        aside.replace(path)
+    except OSError as exc:
+        aside.unlink(missing_ok=True)
+        raise DataError(f"shard {path}: cannot be written ({exc.strerror}); free space or fix permissions") from exc
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read one Arrow IPC file.
+
+    Raises:
+        DataError: if it is missing, truncated or not Arrow IPC.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except FileNotFoundError as exc:
+        raise DataError(f"shard {path}: no such file; was the run directory moved?") from exc
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise DataError(f"shard {path}: not a whole Arrow file ({exc}); delete it and resume") from exc
+
+
+def concat(tables: Sequence[pa.Table], kind: type[Record]) -> pa.Table:
+    """Concatenate tables of one kind; no tables give an empty one."""
+    return pa.concat_tables(tables) if tables else to_table([], kind)
