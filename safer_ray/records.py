@@ -212,6 +212,7 @@ class StepPair:
     margin: float
     policy_version: int
     lineage: Lineage
+    prefix_text: str = ""
 
     def __post_init__(self) -> None:
         who = f"pair {self.pair_id}"

@@ -149,3 +149,35 @@ def read_table(path: Path) -> pa.Table:
 def concat(tables: Sequence[pa.Table], kind: type[Record]) -> pa.Table:
     """Concatenate tables of one kind; no tables give an empty one."""
     return pa.concat_tables(tables) if tables else to_table([], kind)
+
+
+_BUNDLE = pa.schema(
+    [pa.field("kind", pa.string(), nullable=False), pa.field("stream", pa.binary(), nullable=False)],
+    metadata={"safer_ray": "bundle/1"},
+)
+
+
+def write_bundle(tables: Sequence[pa.Table], path: Path) -> None:
+    """Write several tables, each of its own kind, as one file that appears whole or not at all."""
+    rows = []
+    for table in tables:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        rows.append({"kind": table.schema.metadata[b"safer_ray"].decode(), "stream": sink.getvalue().to_pybytes()})
+    write_table(pa.Table.from_pylist(rows, schema=_BUNDLE), path)
+
+
+def read_bundle(path: Path) -> dict[str, pa.Table]:
+    """Return the tables of a bundle by kind; several of one kind come back as one.
+
+    Raises:
+        DataError: if the file is missing, torn, or no bundle.
+    """
+    table = read_table(path)
+    if table.schema != _BUNDLE:
+        raise DataError(f"shard {path}: not a bundle of tables; was it written by another version?")
+    found: dict[str, list[pa.Table]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["kind"], []).append(pa.ipc.open_stream(row["stream"]).read_all())
+    return {kind: pa.concat_tables(parts) for kind, parts in found.items()}

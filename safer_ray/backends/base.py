@@ -224,7 +224,10 @@ class Learner(Protocol):
         ...
 
     def publish(self, version: int) -> WeightsRef | None:
-        """Gather the weights; rank 0 writes them to shared memory and returns the reference."""
+        """Gather the weights; rank 0 writes them to shared memory and returns the reference.
+
+        What was published before is removed: the caller publishes only after every sampler has loaded it.
+        """
         ...
 
     def save(self, path: str) -> None:

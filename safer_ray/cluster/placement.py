@@ -1,0 +1,67 @@
+"""Placement groups: one per engine, one for the learner ranks, each with a deadline.
+
+A group that cannot be placed ends in a sentence with what was asked for and what is free, never in a wait
+without end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from safer_ray.errors import ClusterError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What one actor asks for. ``workers`` bundles of the same size are placed together (tensor parallelism)."""
+
+    cpus: float
+    gpus: float = 0.0
+    custom: dict[str, float] = field(default_factory=dict)
+    workers: int = 1
+
+    def bundle(self) -> dict[str, float]:
+        """Return the bundle as Ray writes it, without zeros."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
+        return {name: amount for name, amount in wanted.items() if amount} or {"CPU": 0.001}
+
+
+def place(role: str, bundles: list[dict[str, float]], *, strategy: str, deadline_s: float) -> PlacementGroup:
+    """Return a placed group.
+
+    Raises:
+        ClusterError: if it is not placed by the deadline; the group is removed.
+    """
+    group = placement_group(bundles, strategy=strategy)
+    if not group.wait(timeout_seconds=deadline_s):
+        remove_placement_group(group)
+        free = {name: amount for name, amount in ray.available_resources().items() if not name.startswith("node:")}
+        raise ClusterError(
+            f"{role}: not placed in {deadline_s:.0f} s; asked for {bundles}, free in the cluster: {free}; "
+            "lower the job's resources or add nodes"
+        )
+    return group
+
+
+def actor_options(group: PlacementGroup, ask: Ask, index: int = 0, *, threads: int = 0) -> dict[str, Any]:
+    """Return the ``.options(...)`` of an actor in bundle ``index``.
+
+    OMP_NUM_THREADS is set because Ray otherwise sets it to the number of CPUs an actor asked for.
+    """
+    env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    return {
+        "num_cpus": ask.cpus,
+        "num_gpus": ask.gpus,
+        "resources": dict(ask.custom),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            placement_group=group,
+            placement_group_bundle_index=index,
+            placement_group_capture_child_tasks=True,
+        ),
+        "runtime_env": {"env_vars": env},
+    }

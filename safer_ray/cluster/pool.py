@@ -1,0 +1,119 @@
+"""A pool of equal actors: least-loaded dispatch, replacement of the dead, refit before service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from safer_ray.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+GONE = (ActorDiedError, ActorUnavailableError)
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One actor of a pool, its placement group, and how many calls it is running."""
+
+    name: str
+    actor: Any
+    group: PlacementGroup
+    node: str = ""
+    in_flight: int = 0
+    serving: bool = False
+
+
+@dataclass(slots=True)
+class Pool:
+    """Equal replicas; ``create(name)`` makes one, ``fit(replica)`` prepares it before its first call."""
+
+    role: str
+    create: Callable[[str], Replica]
+    fit: Callable[[Replica], Awaitable[None]]
+    start_deadline_s: float
+    max_restarts: int = 3
+    replicas: list[Replica] = field(default_factory=list)
+    restarts: int = 0
+    _made: int = 0
+    _free: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _mending: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def start(self, count: int) -> None:
+        """Bring up ``count`` replicas side by side.
+
+        Raises:
+            ClusterError: if one is not up by the deadline.
+        """
+        await asyncio.gather(*(self._add() for _ in range(count)))
+
+    async def _add(self) -> None:
+        self._made += 1
+        # Placement waits block, so they run beside the loop.
+        replica = await asyncio.to_thread(self.create, f"{self.role}-{self._made}")
+        self.replicas.append(replica)
+        try:
+            replica.node = await asyncio.wait_for(_result(replica.actor.ready.remote()), self.start_deadline_s)
+        except TimeoutError as exc:
+            raise ClusterError(
+                f"{replica.name}: not up after {self.start_deadline_s:.0f} s; see its log or raise start_deadline_s"
+            ) from exc
+        await self.fit(replica)
+        await self._admit(replica)
+        logger.info("serving role=%s replica=%s node=%s", self.role, replica.name, replica.node[:8])
+
+    async def _admit(self, replica: Replica) -> None:
+        async with self._free:
+            replica.serving = True
+            self._free.notify_all()
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Replica]:
+        """Lend the least loaded serving replica for one call; a replica that dies meanwhile is replaced."""
+        async with self._free:
+            await self._free.wait_for(lambda: any(replica.serving for replica in self.replicas))
+            replica = min((r for r in self.replicas if r.serving), key=lambda r: r.in_flight)
+            replica.in_flight += 1
+        try:
+            yield replica
+        except GONE:
+            self._replace(replica)
+            raise
+        finally:
+            replica.in_flight -= 1
+
+    def _replace(self, dead: Replica) -> None:
+        if dead not in self.replicas:
+            return
+        self.replicas.remove(dead)
+        remove_placement_group(dead.group)
+        self.restarts += 1
+        logger.warning("lost role=%s replica=%s restarts=%d", self.role, dead.name, self.restarts)
+        if self.restarts <= self.max_restarts:
+            task = asyncio.create_task(self._add())
+            self._mending.add(task)
+            task.add_done_callback(self._mending.discard)
+        elif not self.replicas:
+            raise ClusterError(f"{self.role}: every replica died, {self.restarts} in all; see their logs for why")
+
+    async def each(self, call: Callable[[Replica], Awaitable[Any]]) -> list[Any]:
+        """Run ``call`` on every replica at once and return the answers."""
+        return list(await asyncio.gather(*(call(replica) for replica in self.replicas)))
+
+    def stop(self) -> None:
+        """Kill every replica and give its resources back."""
+        for replica in self.replicas:
+            ray.kill(replica.actor)
+            remove_placement_group(replica.group)
+        self.replicas.clear()
+
+
+async def _result(ref: Any) -> Any:
+    return await ref

@@ -1,0 +1,99 @@
+"""Reaching a Ray cluster: the one that is there, or one started here that leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config
+
+from safer_ray.config import ClusterConfig
+from safer_ray.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+TOKEN_MODE = "RAY_AUTH_MODE"
+_TOKEN = "RAY_AUTH_TOKEN"
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """Connect to the cluster of ``config.address`` (or RAY_ADDRESS), else start one on this machine.
+
+    A cluster started here uses token authentication, no dashboard, and a temporary directory that goes
+    with it. A cluster that was there already is left as it was.
+
+    Raises:
+        ClusterError: if the address does not answer or refuses the token.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        _connect(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    with _own_token(), tempfile.TemporaryDirectory(prefix="safer_ray-", ignore_cleanup_errors=True) as scratch:
+        _start(config, scratch)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Give the cluster started here a token of its own; it lives in this process's environment only."""
+    mine = {TOKEN_MODE: "token", _TOKEN: secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
+    _read_authentication_again()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        _read_authentication_again()
+
+
+def _read_authentication_again() -> None:
+    """Make Ray see the environment as it is now: it reads mode and token once, when it is imported."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as exc:
+        raise ClusterError(
+            f"cluster {address}: cannot connect ({type(exc).__name__}: {exc}); is it running, and is its token here "
+            f"({TOKEN_MODE}=token)?"
+        ) from exc
+
+
+def _start(config: ClusterConfig, scratch: str) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, 2),
+            object_store_memory=config.object_store_mib * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=scratch,
+        )
+    except Exception as exc:
+        raise ClusterError(
+            f"cluster: cannot start Ray here ({type(exc).__name__}: {exc}); see the free memory and /dev/shm"
+        ) from exc
+    logger.info("started ray cpus=%d object_store_mib=%d", os.cpu_count() or 1, config.object_store_mib)

@@ -1,0 +1,253 @@
+"""One run, as data: frozen, built once, dumped beside the run, never read below a ``Spec``.
+
+Every field has a unit in its name or its description; a description is the help an editor shows.
+``load_config`` reads YAML and names file, line, key and the nearest known key when it refuses.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+StageName = Literal["evaluate", "synth", "sft", "erpo"]
+STAGE_ORDER: tuple[StageName, ...] = ("evaluate", "synth", "sft", "erpo")
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resources(Section):
+    """What one replica or rank asks Ray for."""
+
+    cpus: float = Field(1.0, ge=0, description="CPU cores asked of Ray")
+    gpus: float = Field(0.0, ge=0, description="GPUs asked of Ray, per tensor-parallel worker for samplers")
+    custom: dict[str, float] = Field(
+        default_factory=dict, description="custom resources, e.g. {sampler: 1}: Ray adds nodes of that type"
+    )
+
+
+class ModelConfig(Section):
+    """The policy to train."""
+
+    id: str = Field(description="embedded:smollm2-135m, a local directory, or a Hugging Face id")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    system_prompt: str | None = Field(
+        "You are a helpful assistant.", description="system message of every prompt; null: the model's own default"
+    )
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="weights of samplers and forward passes")
+
+
+class RulesConfig(Section):
+    """The policy in words."""
+
+    pack: str = Field("default", description="name of a shipped rule pack or path of a pack.yaml")
+    in_prompt: bool = Field(
+        False, description="keep the rules in the student's prompt (ablation of context distillation)"
+    )
+
+
+class PromptSource(Section):
+    """Where prompts come from. Columns are found by their usual names unless named here."""
+
+    path: str = Field(description="shipped:NAME, hf:OWNER/NAME, or a .jsonl, .csv or .parquet file")
+    split: str | None = Field(None, description="keep only rows of this split (for hf: the split to load)")
+    subset: str | None = Field(None, description="hf only: the configuration name")
+    label: Literal["unsafe", "safe", "unknown"] | None = Field(None, description="label of every row without one")
+    category: str | None = Field(None, description="rule id of every row without one")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our field -> their column, for text, id, label, category, form, split"
+    )
+    as_split: Literal["train", "test"] | None = Field(None, description="split given to the rows kept")
+
+
+class PromptsConfig(Section):
+    """Prompts of the run."""
+
+    sources: tuple[PromptSource, ...] = Field((PromptSource(path="shipped:default"),), min_length=1)
+    max_bad_share: Fraction = Field(0.02, description="stop when more than this share of rows is malformed")
+    never_sample: tuple[str, ...] = Field(("R04",), description="categories no model is ever sampled on")
+
+
+class SamplerConfig(Section):
+    """Rollout engines (vLLM), each in its own placement group."""
+
+    kind: Literal["vllm", "fake"] = "vllm"
+    replicas: Count = 1
+    tensor_parallel: Count = Field(1, description="GPUs one engine spans")
+    resources: Resources = Resources()
+    threads: int = Field(0, ge=0, description="CPU threads of one engine; 0: all cores of the node")
+    kv_cache_gib: float = Field(1.0, gt=0, description="CPU only: key-value cache of one engine")
+    gpu_memory_share: Fraction = Field(0.85, description="GPU only: share of GPU memory for one engine")
+    max_model_len: Count = Field(1024, description="tokens of prompt, prefix and completion together")
+    max_num_seqs: Count = Field(64, description="sequences one engine runs at once")
+    temperature: float = Field(1.0, gt=0, description="of rollouts that become preferences")
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_step_tokens: Count = Field(96, description="longest single step; beyond it a step is truncated")
+    max_trace_tokens: Count = Field(256, description="longest whole completion when evaluating")
+    max_answer_tokens: Count = Field(80, description="longest plain answer used to write traces")
+
+
+class JudgeConfig(Section):
+    """Judges, scaled on their own."""
+
+    kind: Literal["rules", "fake"] = "rules"
+    replicas: Count = 1
+    resources: Resources = Resources(cpus=0)
+
+
+class TeacherConfig(Section):
+    """Who writes the first traces."""
+
+    kind: Literal["template", "openai", "fake"] = "template"
+    answers_per_prompt: Count = Field(2, description="plain answers of the base model sampled per safe prompt")
+    base_url: str | None = Field(None, description="openai: base URL of the endpoint")
+    model: str | None = Field(None, description="openai: model name at the endpoint")
+    key_env: str = Field("OPENAI_API_KEY", description="openai: environment variable that holds the key")
+    concurrency: Count = Field(8, description="openai: calls in flight")
+    deadline_s: Seconds = Field(120.0, description="openai: one call, retries included")
+    max_tries: Count = Field(5, description="openai: tries of one call")
+
+    @model_validator(mode="after")
+    def _endpoint_is_named(self) -> TeacherConfig:
+        if self.kind == "openai" and not (self.base_url and self.model):
+            raise ValueError("teacher.kind is openai, so teacher.base_url and teacher.model must be set")
+        return self
+
+
+class LearnerConfig(Section):
+    """DeepSpeed ranks."""
+
+    kind: Literal["deepspeed", "fake"] = "deepspeed"
+    ranks: Count = 1
+    resources: Resources = Resources()
+    threads: int = Field(0, ge=0, description="CPU threads of one rank; 0: all cores of the node")
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    lora_rank: int = Field(0, ge=0, description="0 trains all weights; above 0 trains adapters, merged when published")
+    gradient_checkpointing: bool = False
+
+
+class OptimConfig(Section):
+    """One training stage."""
+
+    lr: float = Field(gt=0, description="peak learning rate")
+    epochs: Count = 1
+    tokens_per_step: Count = Field(2048, description="packed tokens of one optimiser step, all ranks together")
+    pack_tokens: Count = Field(1024, description="tokens of one packed row")
+    warmup_ratio: Fraction = 0.05
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+
+
+class SftConfig(Section):
+    """Stage one: imitate the traces."""
+
+    max_prompts: int = Field(0, ge=0, description="traces are written for this many train prompts; 0: all")
+    traces: str | None = Field(None, description="existing traces (a traces/sft.arrow) to train on instead of synth's")
+    optim: OptimConfig = OptimConfig(lr=1e-5)
+
+
+class PairingConfig(Section):
+    """When one sibling is preferred to another; lexicographic: safety, helpfulness, efficiency."""
+
+    safety_margin: float = Field(0.2, gt=0, description="least difference of safety scores")
+    helpfulness_margin: float = Field(0.15, gt=0, description="least difference of helpfulness at equal safety")
+    length_margin: Fraction = Field(0.2, description="rho: the shorter must save this share of tokens")
+    token_floor: int = Field(12, ge=1, description="no step below this many tokens wins on length")
+    length_score_floor: Fraction = Field(0.5, description="both siblings must score this on safety and helpfulness")
+    max_pairs_per_step: Count = Field(3, description="pairs kept per set of siblings, widest margins first")
+
+
+class ErpoConfig(Section):
+    """Stage two: step-level preference optimisation, online."""
+
+    rounds: Count = 2
+    prompts_per_round: int = Field(0, ge=0, description="0: every train prompt, every round")
+    siblings: int = Field(4, ge=2, description="siblings sampled per step")
+    reference: Literal["fixed", "previous_round", "ema"] = "fixed"
+    beta: float = Field(0.2, gt=0)
+    alpha: float = Field(0.02, ge=0, description="per token, conciseness pairs only")
+    nll_weight: float = Field(0.5, ge=0, description="lambda: weight of the chosen step's NLL per token")
+    axis_weights: dict[Literal["safety", "helpfulness", "efficiency"], float] = {
+        "safety": 1.0,
+        "helpfulness": 1.0,
+        "efficiency": 1.0,
+    }
+    prompt_weighting: Literal["mean", "sum"] = Field("mean", description="mean: every prompt counts the same")
+    pairing: PairingConfig = PairingConfig()
+    optim: OptimConfig = OptimConfig(lr=1e-6)
+
+
+class EvaluateConfig(Section):
+    """What is measured, after which checkpoint."""
+
+    max_unsafe: int = Field(0, ge=0, description="unsafe test prompts, spread over categories; 0: all")
+    max_safe: int = Field(0, ge=0, description="safe test prompts, spread over categories; 0: all")
+    checkpoints: Literal["all", "ends"] = Field("all", description="ends: only the first and the last")
+
+
+class LoopConfig(Section):
+    """How the driver keeps workers busy, and how long it waits for anything."""
+
+    policy: Literal["synchronous"] = "synchronous"
+    max_in_flight: Count = Field(48, description="prompts being worked on at once")
+    max_tries: Count = Field(3, description="a prompt that failed this often is dropped, with the reason")
+    max_lag: int = Field(0, ge=0, description="oldest policy version a pair may have, behind the learner")
+    start_deadline_s: Seconds = Field(600.0, description="placement and start of engines and ranks")
+    call_deadline_s: Seconds = Field(1800.0, description="one sample, judge, publish or optimiser step")
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str | None = Field(None, description="null: start one here unless RAY_ADDRESS is set; auto or host:port")
+    object_store_mib: Count = Field(512, description="shared memory for a cluster started here")
+
+
+class RunConfig(Section):
+    """A whole run; what ``jobs/*.yaml`` hold."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(0, ge=0)
+    stages: tuple[StageName, ...] = Field(STAGE_ORDER, min_length=1)
+    model: ModelConfig
+    rules: RulesConfig = RulesConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    judge: JudgeConfig = JudgeConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SftConfig = SftConfig()
+    erpo: ErpoConfig = ErpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    loop: LoopConfig = LoopConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> RunConfig:
+        wanted = tuple(stage for stage in STAGE_ORDER if stage in self.stages)
+        if self.stages != wanted:
+            raise ValueError(f"stages must be in the order {', '.join(wanted)}, each at most once")
+        if "sft" in self.stages and "synth" not in self.stages and self.sft.traces is None:
+            raise ValueError("stages has sft but not synth: add synth, or name existing traces in sft.traces")
+        kinds = {self.sampler.kind, self.learner.kind}
+        if "fake" in kinds and len(kinds) > 1:
+            raise ValueError("sampler.kind and learner.kind must both be fake or both be real: they exchange weights")
+        if self.loop.max_lag and self.loop.policy == "synchronous":
+            raise ValueError(
+                "loop.max_lag must be 0 with loop.policy synchronous: its samplers always have the newest weights"
+            )
+        longest = max(self.sampler.max_trace_tokens, self.sampler.max_answer_tokens, 4 * self.sampler.max_step_tokens)
+        if longest >= self.sampler.max_model_len:
+            raise ValueError(
+                f"sampler.max_model_len {self.sampler.max_model_len} leaves no room for a prompt: "
+                f"a completion may take {longest} tokens"
+            )
+        return self

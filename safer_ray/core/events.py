@@ -1,0 +1,181 @@
+"""What a policy asks of the world (actions), and what the world answers (events)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+# ---- actions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Sample the siblings of one item's current level."""
+
+    phase: str
+    item: int
+    level: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Judge what was sampled for one item's current level; in a teach phase: write its trace."""
+
+    phase: str
+    item: int
+    level: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """Give one item up, with the reason."""
+
+    phase: str
+    item: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """Merge what a gather phase collected into its final files, in item order."""
+
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Run one SFT or ERPO stage on what was sealed before it."""
+
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """Give every sampler the learner's weights as ``version``."""
+
+    phase: str
+    version: int
+
+
+Action = Sample | Judge | Drop | Seal | Train | Publish
+
+# ---- events ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """The siblings of one level exist."""
+
+    phase: str
+    item: int
+    level: int
+    attempt: int
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One level is judged. ``final``: the item is finished and lies durably in the run directory."""
+
+    phase: str
+    item: int
+    level: int
+    attempt: int
+    final: bool
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Work on one item failed or vanished; it will be asked for again."""
+
+    phase: str
+    item: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """One item was given up for good."""
+
+    phase: str
+    item: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """A gather phase's files are final; ``facts`` are its counts, or the metrics of an evaluation."""
+
+    phase: str
+    facts: dict[str, Any]
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """One optimiser step of a training phase; a figure that does not apply is None."""
+
+    phase: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A training phase ended and its checkpoint is on disk."""
+
+    phase: str
+    facts: dict[str, Any]
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """Every serving sampler confirmed version and checksum."""
+
+    phase: str
+    version: int
+    checksum: str
+    nbytes: int
+    wall_s: float
+
+
+Event = Sampled | Judged | Lost | Dropped | Sealed | Stepped | Trained | Published
+EVENTS: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Sampled, Judged, Lost, Dropped, Sealed, Stepped, Trained, Published)
+}
+
+
+def is_durable(event: Event) -> bool:
+    """Whether the journal keeps the event: it changes what a resumed run has to do, or is a figure to keep."""
+    match event:
+        case Sampled():
+            return False
+        case Judged():
+            return event.final
+        case _:
+            return True
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """Return the event as plain JSON values."""
+    return {"event": type(event).__name__, **asdict(event)}
+
+
+def from_json(row: dict[str, Any]) -> Event:
+    """Undo ``to_json``.
+
+    Raises:
+        ValueError: if the row is no event of this version.
+    """
+    kind = EVENTS.get(str(row.get("event")))
+    if kind is None:
+        raise ValueError(f"unknown event {row.get('event')!r}; known are {', '.join(EVENTS)}")
+    names = {item.name for item in fields(kind)}
+    given = {name: value for name, value in row.items() if name in names}
+    if names - given.keys():
+        raise ValueError(f"event {kind.__name__} lacks {', '.join(sorted(names - given.keys()))}")
+    return kind(**given)

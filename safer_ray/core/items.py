@@ -1,0 +1,127 @@
+"""Which prompts each phase works on, and where each open prompt stands: prefix, earlier steps.
+
+The book turns the loop's bare actions (phase, item, level) into requests for samplers and tasks for graders.
+It holds nothing a resumed run would miss: open items start again from level 0.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from safer_ray.core.branching import derived_seed, first_request
+from safer_ray.core.events import Judge, Sample
+from safer_ray.core.plan import Phase
+from safer_ray.records import Prompt, SampleRequest, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breadth:
+    """How many samples each kind of phase asks for per request."""
+
+    siblings: int
+    answers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where one open item stands in its tree."""
+
+    prefix_ids: tuple[int, ...] = ()
+    history: tuple[Step, ...] = ()
+
+
+class ItemBook:
+    """Prompts per phase, and the position of every open item."""
+
+    def __init__(self, phases: Mapping[str, tuple[Phase, Sequence[Prompt]]], breadth: Breadth, seed: int) -> None:
+        self._phases = phases
+        self._breadth = breadth
+        self._seed = seed
+        self._positions: dict[tuple[str, int], Position] = {}
+
+    def phase(self, name: str) -> Phase:
+        """Return the phase of that name."""
+        return self._phases[name][0]
+
+    def prompts(self, phase: str) -> Sequence[Prompt]:
+        """Return the prompts of a gather phase in item order."""
+        return self._phases[phase][1]
+
+    def prompt(self, action: Sample | Judge) -> Prompt:
+        """Return the prompt an action works on."""
+        return self._phases[action.phase][1][action.item]
+
+    def seed(self, action: Sample | Judge) -> int:
+        """Return the seed of an action: the same in every run with this seed, whatever the order of work."""
+        return derived_seed(self._seed, action.phase, self.prompt(action).prompt_id, action.level)
+
+    def position(self, action: Sample | Judge) -> Position:
+        """Return where the item stands; at level 0 that is always the bare prompt."""
+        if action.level == 0:
+            return Position()
+        return self._positions[(action.phase, action.item)]
+
+    def request(self, action: Sample, *, needs_answers: bool = True) -> SampleRequest | None:
+        """Return what to ask a sampler, or None where the item needs no samples (a trace that refuses)."""
+        phase, prompt, seed = self.phase(action.phase), self.prompt(action), self.seed(action)
+        request_id = f"{action.phase}/{action.item}/{action.level}"
+        if phase.kind == "explore" and action.level == 0:
+            return first_request(prompt, request_id=request_id, n=self._breadth.siblings, seed=seed)
+        if phase.kind == "explore":
+            return SampleRequest(
+                request_id=request_id,
+                prompt_id=prompt.prompt_id,
+                messages=prompt.messages,
+                prefix_ids=self.position(action).prefix_ids,
+                first_step=action.level,
+                n=self._breadth.siblings,
+                mode="step",
+                seed=seed,
+            )
+        if phase.kind == "teach" and not needs_answers:
+            return None
+        answering = phase.kind == "teach"
+        return SampleRequest(
+            request_id=request_id,
+            prompt_id=prompt.prompt_id,
+            messages=prompt.messages,
+            n=self._breadth.answers if answering else 1,
+            mode="answer" if answering else "trace",
+            seed=seed,
+        )
+
+    def move(self, action: Judge, position: Position) -> None:
+        """Note where the item stands after a level was judged."""
+        self._positions[(action.phase, action.item)] = position
+
+    def forget(self, phase: str, item: int) -> None:
+        """Drop the position of a finished or dropped item."""
+        self._positions.pop((phase, item), None)
+
+
+def spread(prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
+    """Return ``limit`` prompts (0: all) spread evenly over categories, in an order fixed by ``seed``."""
+    rng = random.Random(seed)
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in sorted(prompts, key=lambda p: p.prompt_id):
+        groups.setdefault(prompt.category, []).append(prompt)
+    for group in groups.values():
+        rng.shuffle(group)
+    longest = max(map(len, groups.values()), default=0)
+    order = [groups[name][depth] for depth in range(longest) for name in sorted(groups) if depth < len(groups[name])]
+    return order[:limit] if limit else order
+
+
+def balanced(prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
+    """Return ``limit`` prompts (0: all), unsafe and safe in equal numbers as far as they last, mixed by ``seed``."""
+    unsafe = spread([p for p in prompts if p.label == "unsafe"], 0, seed)
+    safe = spread([p for p in prompts if p.label != "unsafe"], 0, seed)
+    if limit:
+        half = limit // 2
+        few_unsafe, few_safe = min(len(unsafe), half), min(len(safe), limit - half)
+        unsafe, safe = unsafe[: limit - few_safe], safe[: limit - few_unsafe]
+    mixed = unsafe + safe
+    random.Random(seed).shuffle(mixed)
+    return mixed

@@ -1,0 +1,60 @@
+"""The driver: fold events, ask the policy, submit. Nothing else; the world does the work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from safer_ray.backends.world import World
+from safer_ray.core.events import Event, is_durable
+from safer_ray.core.loop import Limits, LoopState, Policy, apply, submitted
+from safer_ray.errors import ClusterError
+from safer_ray.journal import Entry, Journal
+
+Observer = Callable[[LoopState, Event, float], None]
+"""Called after every accepted event with the state, the event and its time (seconds since the epoch)."""
+_POLL_S = 5.0
+
+
+def drive(
+    state: LoopState,
+    world: World,
+    journal: Journal,
+    *,
+    policy: Policy,
+    limits: Limits,
+    observe: Observer,
+    silence_s: float,
+) -> None:
+    """Run until no phase is left.
+
+    An event is journalled before anything is decided on it, and only if it changed the state.
+
+    Raises:
+        SaferRayError: whatever the world cannot go on without; or ClusterError after ``silence_s`` without
+            any event while something was asked for.
+    """
+    heard = time.monotonic()
+    while state.current is not None:
+        for action in policy(state, limits):
+            submitted(state, action)
+            world.submit(action)
+        event = world.next_event(_POLL_S)
+        if event is None:
+            if time.monotonic() - heard > silence_s:
+                raise ClusterError(
+                    f"phase {state.current.phase.name}: no worker answered for {silence_s:.0f} s; see the workers' "
+                    "logs, then resume the run"
+                )
+            continue
+        heard = time.monotonic()
+        if not apply(state, event):
+            continue
+        at = journal.append(event).at if is_durable(event) else time.time()
+        observe(state, event, at)
+
+
+def replay(state: LoopState, entries: Iterable[Entry]) -> None:
+    """Fold a journal's entries into a fresh state."""
+    for entry in entries:
+        apply(state, entry.event)

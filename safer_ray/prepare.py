@@ -1,0 +1,128 @@
+"""What can be known of a run before anything is started: prompts, rules, plan, who works on what."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from safer_ray.backends.rule_packs import read_pack
+from safer_ray.config import RunConfig
+from safer_ray.core.items import balanced, spread
+from safer_ray.core.plan import Phase, PlanSizes, make_plan
+from safer_ray.errors import ConfigError
+from safer_ray.prompts import PromptSet, load_prompts
+from safer_ray.records import NO_RULE, Prompt
+from safer_ray.summary import versions
+
+SCALE: Any = {"loop": True, "cluster": True, "sampler": {"replicas", "resources", "threads"}, "judge": {"replicas"}}
+"""Parts of the config that change how fast a run goes, not what it computes: a resumed run may change them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """What is known of a run before any worker starts."""
+
+    config: RunConfig
+    prompts: PromptSet
+    phases: tuple[Phase, ...]
+    by_phase: dict[str, Sequence[Prompt]]
+    head: dict[str, Any]
+
+
+def prepare(config: RunConfig) -> Preparation:
+    """Read prompts and rules and make the plan; nothing is started or written.
+
+    Raises:
+        ConfigError, DataError, RulePackError: for whatever could not run.
+    """
+    pack = read_pack(config.rules.pack)
+    prompts = load_prompts(config.prompts.sources, max_bad_share=config.prompts.max_bad_share)
+    unknown = sorted({p.category for p in prompts.prompts} - set(pack.rules) - {NO_RULE})
+    if unknown:
+        raise ConfigError(
+            f"prompts name the categories {', '.join(unknown)}, which rule pack {pack.name} does not have; "
+            "add the rules or map the column with prompts.sources[].columns"
+        )
+    shares = _share_out(config, prompts.prompts)
+    sizes = PlanSizes(
+        teach=len(shares.teach),
+        explore=len(shares.rounds[0]) if shares.rounds else 0,
+        evaluate=len(shares.test),
+        rounds=config.erpo.rounds,
+    )
+    phases = make_plan(config.stages, sizes, evaluate_each=config.evaluate.checkpoints == "all")
+    by_phase = {phase.name: shares.of(phase) for phase in phases}
+    for phase in phases:
+        if phase.gathers and not by_phase[phase.name]:
+            raise ConfigError(
+                f"phase {phase.name}: there are no prompts for it; check prompts.sources and the splits of their rows"
+            )
+    return Preparation(
+        config=config,
+        prompts=prompts,
+        phases=phases,
+        by_phase=by_phase,
+        head=_head(config, prompts, {"name": pack.name, "version": pack.version, "hash": pack.content_hash}),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Which prompts go where: to traces, to each ERPO round, to evaluations."""
+
+    teach: list[Prompt]
+    rounds: list[list[Prompt]]
+    test: list[Prompt]
+
+    def of(self, phase: Phase) -> Sequence[Prompt]:
+        """Return the prompts of one phase."""
+        match phase.kind:
+            case "teach":
+                return self.teach
+            case "explore":
+                return self.rounds[phase.round - 1]
+            case "evaluate":
+                return self.test
+            case _:
+                return ()
+
+
+def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
+    """Split the prompts over the phases.
+
+    Rounds take prompts no trace was written for first: siblings of a prompt the policy was taught by heart
+    hardly differ.
+    """
+    banned = set(config.prompts.never_sample)
+    train = [p for p in prompts if p.split != "test"]
+    order = balanced(train, 0, config.seed)
+    teach = balanced(train, config.sft.max_prompts, config.seed)
+    taught = {p.prompt_id for p in teach} if "synth" in config.stages else set()
+    fresh = [p for p in order if p.prompt_id not in taught and p.category not in banned]
+    pool = fresh + [p for p in order if p.prompt_id in taught and p.category not in banned]
+    size = min(config.erpo.prompts_per_round or len(pool), len(pool))
+    starts = [number * size for number in range(config.erpo.rounds if pool else 0)]
+    rounds = [[pool[(start + offset) % len(pool)] for offset in range(size)] for start in starts]
+    test = [p for p in prompts if p.split == "test" and p.category not in banned]
+    unsafe = spread([p for p in test if p.label == "unsafe"], config.evaluate.max_unsafe, config.seed)
+    safe = spread([p for p in test if p.label != "unsafe"], config.evaluate.max_safe, config.seed)
+    return Shares(teach=teach, rounds=rounds, test=unsafe + safe)
+
+
+def _head(config: RunConfig, prompts: PromptSet, pack: dict[str, str]) -> dict[str, Any]:
+    dump = config.model_dump_json(exclude=SCALE)
+    data = hashlib.sha256("\n".join(sorted(f"{p.prompt_id}\t{p.text}" for p in prompts.prompts)).encode())
+    return {
+        "name": config.name,
+        "model": config.model.id,
+        "seed": config.seed,
+        "rule_pack": pack,
+        "config_hash": hashlib.sha256(dump.encode()).hexdigest(),
+        "data_hash": data.hexdigest(),
+        "bad_rows": len(prompts.bad_rows),
+        "versions": versions(),
+        "started_at": time.time(),
+    }

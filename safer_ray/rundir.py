@@ -1,0 +1,63 @@
+"""Where everything of a run lies: the one place that knows file names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run. Shards are per item and go once their phase is sealed."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, JSON."""
+        return self.root / "config.json"
+
+    @property
+    def log(self) -> Path:
+        """Log lines of the driver."""
+        return self.root / "run.log"
+
+    @property
+    def prompts(self) -> Path:
+        """Every prompt of the run, ``prompts/1``."""
+        return self.root / "prompts.arrow"
+
+    @property
+    def summary(self) -> Path:
+        """The run in figures, JSON."""
+        return self.root / "summary.json"
+
+    @property
+    def traces(self) -> Path:
+        """Synthetic traces, ``traces/1``."""
+        return self.root / "traces" / "sft.arrow"
+
+    @property
+    def teacher_cache(self) -> Path:
+        """Answers of an endpoint teacher, so that a resumed run does not pay twice."""
+        return self.root / "traces" / "teacher_cache.jsonl"
+
+    def round(self, number: int) -> Path:
+        """Folder of one ERPO round: pairs, rollouts, verdicts."""
+        return self.root / "rounds" / f"round-{number:03d}"
+
+    def evaluation(self, checkpoint: str) -> Path:
+        """Outcomes of one evaluation, ``outcomes/1``."""
+        return self.root / "evaluations" / f"{checkpoint}.arrow"
+
+    def checkpoint(self, name: str) -> Path:
+        """A Hugging Face checkpoint."""
+        return self.root / "checkpoints" / name
+
+    def shards(self, phase: str) -> Path:
+        """Folder of a gather phase's per-item shards."""
+        return self.root / "shards" / phase
+
+    def shard(self, phase: str, item: int) -> Path:
+        """One item's shard."""
+        return self.shards(phase) / f"{item:08d}.arrow"

