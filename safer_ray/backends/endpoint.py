@@ -1,0 +1,255 @@
+"""A chat endpoint that speaks the OpenAI form: many questions at once, each tried until its deadline.
+
+Replies are kept in a JSONL file by the hash of what was asked, so a run that was interrupted pays for no
+answer twice. The key is read from the environment when the client is built and is written nowhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safer_ray.errors import ConfigError, DataError, boundary
+from safer_ray.records import Message
+
+if TYPE_CHECKING:
+    import openai
+
+logger = logging.getLogger(__name__)
+
+_REFUSED_STATUS = {401, 403, 404}
+"""The endpoint will never answer: a wrong key, model or URL. Every other request would fail, too."""
+_RETRIED_STATUS = {408, 409, 425, 429}
+"""Worth another try, as is everything from 500 on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSpec:
+    """Builds an :class:`Endpoint`.
+
+    ``key_env`` names the environment variable with the key; "" is for endpoints that want none. A try waits
+    between 0 and ``retry_base_s`` x 2^tries (at most ``retry_cap_s``) after the last one, or as long as the
+    endpoint asks; all tries of one question end within ``deadline_s``. ``cache_path`` "" keeps no replies.
+    """
+
+    base_url: str
+    model: str
+    key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    deadline_s: float = 120.0
+    max_tries: int = 5
+    retry_base_s: float = 1.0
+    retry_cap_s: float = 20.0
+    temperature: float = 0.7
+    max_tokens: int = 512
+    cache_path: str = ""
+
+    def build(self) -> Endpoint:
+        """Return the client.
+
+        Raises:
+            ConfigError: if the key is not in the environment.
+            DataError: if the cache cannot be read.
+        """
+        return Endpoint(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One conversation to continue. ``seed`` tells apart two draws of the same conversation."""
+
+    question_id: str
+    messages: tuple[Message, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What came back: ``text``, or None and the ``error`` of the last try. ``tries`` is 0 for a kept reply."""
+
+    question_id: str
+    text: str | None
+    error: str = ""
+    tries: int = 0
+
+
+class _TryAgainError(Exception):
+    """A try that failed in a way that may pass; ``wait_s`` is what the endpoint asked for, or None."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """A client with bounded concurrency; safe to call from several threads."""
+
+    def __init__(self, spec: EndpointSpec) -> None:
+        import openai
+
+        key = os.environ.get(spec.key_env, "") if spec.key_env else "none"
+        if not key:
+            raise ConfigError(f"endpoint {spec.base_url}: ${spec.key_env} is not set; export the key under that name")
+        self._spec = spec
+        self._client = openai.OpenAI(base_url=spec.base_url, api_key=key, max_retries=0)
+        self._kept = _ReplyFile(Path(spec.cache_path)) if spec.cache_path else None
+        self._slots = threading.BoundedSemaphore(spec.concurrency)
+
+    @property
+    def name(self) -> str:
+        """The model behind the endpoint, for lineage."""
+        return self._spec.model
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """Return one reply per question, in order.
+
+        Raises:
+            ConfigError: if the endpoint refuses the key, the model or the address.
+        """
+        pool = ThreadPoolExecutor(max_workers=self._spec.concurrency, thread_name_prefix="endpoint")
+        try:
+            return list(pool.map(self._answer, questions))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """Close the connections. Safe to call twice."""
+        self._client.close()
+
+    def _answer(self, question: Question) -> Reply:
+        key = self._key(question)
+        kept = self._kept.get(key) if self._kept else None
+        if kept is not None:
+            return Reply(question_id=question.question_id, text=kept)
+        with self._slots:
+            reply = self._try_until_deadline(question, random.Random(key))
+        if self._kept and reply.text is not None:
+            self._kept.put(key, reply.text)
+        return reply
+
+    def _try_until_deadline(self, question: Question, rng: random.Random) -> Reply:
+        spec = self._spec
+        end_s, error = time.monotonic() + spec.deadline_s, ""
+        for tries in range(1, spec.max_tries + 1):
+            try:
+                text = self._try_once(question, timeout_s=end_s - time.monotonic())
+                return Reply(question_id=question.question_id, text=text, tries=tries)
+            except _TryAgainError as exc:
+                error = str(exc)
+                jittered_s = rng.uniform(0, min(spec.retry_cap_s, spec.retry_base_s * 2 ** (tries - 1)))
+                wait_s = jittered_s if exc.wait_s is None else exc.wait_s + jittered_s
+            except ValueError as exc:
+                return Reply(question_id=question.question_id, text=None, error=str(exc), tries=tries)
+            if tries == spec.max_tries or time.monotonic() + wait_s >= end_s:
+                break
+            time.sleep(wait_s)
+        logger.warning("endpoint gave up question=%s tries=%d error=%s", question.question_id, tries, error)
+        return Reply(question_id=question.question_id, text=None, error=f"{error}, {tries} tries", tries=tries)
+
+    def _try_once(self, question: Question, *, timeout_s: float) -> str:
+        """Return the text of one answer.
+
+        Raises:
+            ConfigError: if no request can succeed.
+            ValueError: if this request cannot succeed.
+        """
+        import openai
+
+        spec = self._spec
+        try:
+            answer = self._client.chat.completions.create(
+                model=spec.model,
+                messages=[{"role": turn.role, "content": turn.content} for turn in question.messages],  # type: ignore[misc]
+                temperature=spec.temperature,
+                max_tokens=spec.max_tokens,
+                seed=question.seed,
+                timeout=timeout_s,
+            )
+        except openai.APIStatusError as exc:
+            raise self._judged_status(exc) from exc
+        except openai.APIConnectionError as exc:
+            raise _TryAgainError(f"no connection ({type(exc).__name__})") from exc
+        except (openai.OpenAIError, ValueError) as exc:
+            raise _TryAgainError(f"an unreadable answer ({type(exc).__name__})") from exc
+        choices = getattr(answer, "choices", None)
+        text = choices[0].message.content if choices and choices[0].message else None
+        if not isinstance(text, str) or not text.strip():
+            raise _TryAgainError("an answer without text")
+        return text
+
+    def _judged_status(self, exc: openai.APIStatusError) -> Exception:
+        status = exc.status_code
+        if status in _REFUSED_STATUS:
+            spec = self._spec
+            return ConfigError(
+                f"endpoint {spec.base_url}: status {status} for model {spec.model}; "
+                f"check the URL, the model name and the key in ${spec.key_env}"
+            )
+        if status in _RETRIED_STATUS or status >= 500:
+            return _TryAgainError(f"status {status}", _retry_after_s(exc.response.headers.get("retry-after")))
+        return ValueError(f"status {status}")
+
+    def _key(self, question: Question) -> str:
+        spec = self._spec
+        asked = [
+            spec.base_url, spec.model, spec.temperature, spec.max_tokens, question.seed,
+            [asdict(turn) for turn in question.messages],
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Return the seconds an endpoint asks to wait; the date form of the header is taken as no wish."""
+    try:
+        return max(0.0, float(header)) if header else None
+    except ValueError:
+        return None
+
+
+class _ReplyFile:
+    """Replies by request hash, one JSON object a line, appended as they come.
+
+    A last line cut short by an interruption is dropped; anything else unreadable is refused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._replies: dict[str, str] = {}
+        with boundary(DataError, f"{path}: cannot be used to keep replies"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = path.read_bytes() if path.exists() else b""
+        whole, _, torn = content.rpartition(b"\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                self._replies[row["key"]] = row["text"]
+            except (ValueError, KeyError, TypeError) as exc:
+                raise DataError(f"{path}:{number}: not a kept reply ({exc}); delete the line or the file") from exc
+        if torn:
+            with path.open("r+b") as stream:
+                stream.truncate(len(content) - len(torn))
+
+    def get(self, key: str) -> str | None:
+        """Return the kept reply, or None."""
+        return self._replies.get(key)
+
+    def put(self, key: str, text: str) -> None:
+        """Keep a reply; it is on disk when this returns."""
+        line = json.dumps({"key": key, "text": text}) + "\n"
+        with self._lock:
+            self._replies[key] = text
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+                stream.flush()
+                os.fsync(stream.fileno())

@@ -1,0 +1,272 @@
+"""The wording of template traces: plain short sentences, in a full and a terse register.
+
+A step is put together from interchangeable parts, so that no opening other than the stance itself goes with a
+label: what is asked is told alike for unsafe and safe prompts, and both readings of the intent start alike.
+Slots: {ask} {act} what is asked (of me, of you); {tone} {reading} the intent; {rule} {title}; {reason} {why} which
+use {intent} {help} {near}; {topic} two words of the prompt; {offer} what to offer instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from safer_ray.core.gist import GistKind
+
+Register = Literal["full", "terse"]
+Phrases = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wording:
+    """The frames of one register."""
+
+    ask: dict[GistKind, Phrases]
+    intent: Phrases
+    violated: Phrases
+    near: Phrases
+    clear: Phrases
+    refuse: Phrases
+    complete: Phrases
+    answer: Phrases
+    care: Phrases
+
+
+DECODED: Phrases = (
+    "The text is {encoding}; decoded, it is clear.",
+    "Decoded from {encoding}.",
+    "This is written in {encoding}, so I decode it first.",
+    "The {encoding} reads as plain text once decoded.",
+)
+TONE_UNSAFE: Phrases = ("harmful", "harmful", "clearly harmful", "dangerous")
+TONE_SAFE: Phrases = ("legitimate", "harmless", "clearly legitimate", "ordinary")
+
+REASON_UNSAFE: Phrases = (
+    "it asks for help {intent}",
+    "the request is meant {intent}",
+    "the aim is {intent}",
+    "the point of it is {intent}",
+    "an answer would help someone {help}",
+    "the words {topic} point to a plan {intent}",
+    "the words {topic} are meant seriously here: the aim is {intent}",
+)
+REASON_SAFE: Phrases = (
+    "this is {near}",
+    "the request is {near}",
+    "what is asked is {near}",
+    "the question is {near}",
+    "the words {topic} are harmless here: it is {near}",
+    "it is only {near}",
+    "the words {topic} point to something plain: it is {near}",
+)
+
+_ASK_FULL: dict[GistKind, Phrases] = {
+    "how": (
+        "The user asks {ask}.",
+        "The user wants to know {ask}.",
+        "The question is {ask}.",
+        "Here someone asks {ask}.",
+        "What is asked is {ask}.",
+        "In short, the user asks {ask}.",
+    ),
+    "question": (
+        "The user asks {ask}.",
+        "The user wants to know {ask}.",
+        "The question is {ask}.",
+        "Here someone asks {ask}.",
+        "What is asked is {ask}.",
+        "In short, the user asks {ask}.",
+    ),
+    "direct": (
+        "The user asks: {ask}.",
+        "The user wants to know: {ask}.",
+        "The question is: {ask}.",
+        "Here someone asks: {ask}.",
+        "What is asked is this: {ask}.",
+        "In short, the user asks: {ask}.",
+    ),
+    "task": (
+        "The user asks me to {ask}.",
+        "The user wants me to {ask}.",
+        "The request is to {ask}.",
+        "Here someone asks me to {ask}.",
+        "What is asked is to {ask}.",
+        "In short, the user asks me to {ask}.",
+    ),
+}
+_ASK_TERSE: dict[GistKind, Phrases] = {
+    "how": ("Asked: {ask}.", "They ask {ask}.", "This asks {ask}.", "Request: {ask}."),
+    "question": ("Asked: {ask}.", "They ask {ask}.", "This asks {ask}.", "Request: {ask}."),
+    "direct": ("Asked: {ask}.", "They ask: {ask}.", "This asks: {ask}.", "Request: {ask}."),
+    "task": ("Asked: {ask}.", "They ask me to {ask}.", "This asks me to {ask}.", "Request: {ask}."),
+}
+
+FULL = Wording(
+    ask=_ASK_FULL,
+    intent=(
+        "The intent is {tone}: {reading}.",
+        "The aim is {tone}: {reading}.",
+        "The purpose is {tone}: {reading}.",
+        "Read as it stands, the intent is {tone}: {reading}.",
+        "By its wording, the aim is {tone}: {reading}.",
+    ),
+    violated=(
+        "{rule} ({title}) is violated: {reason}.",
+        "{rule} ({title}) is violated, because {reason}.",
+        "{rule} ({title}) is violated, since {reason}.",
+        "{rule} ({title}) is violated here: {reason}.",
+        "{rule} ({title}) is violated. The reason is that {reason}.",
+    ),
+    near=(
+        "No rule is violated; {rule} comes near, but {reason}.",
+        "No rule is violated; {rule} ({title}) comes near, but {reason}.",
+        "No rule is violated; {rule} comes near, yet {reason}.",
+        "No rule is violated; {rule} ({title}) comes near, yet {reason}.",
+        "No rule is violated; {rule} comes near. Still, {reason}.",
+    ),
+    clear=(
+        "No rule applies: {reason}.",
+        "No rule applies, because {reason}.",
+        "No rule applies, since {reason}.",
+        "No rule applies here: {reason}.",
+        "No rule applies. The reason is that {reason}.",
+    ),
+    refuse=(
+        "Refuse, because {why}. Offer to {offer}.",
+        "Refuse: {why}. Offer to {offer} instead.",
+        "Refuse and say so plainly, since {why}; offer to {offer}.",
+        "Decline, because {why}. Offer to {offer}.",
+        "Decline: {why}. Offer to {offer} instead.",
+        "Decline and give no details, since {why}; offer to {offer}.",
+    ),
+    complete=(
+        "Safe completion: leave out what would help someone {help}, and offer to {offer}.",
+        "Safe completion, because {why}. Decline that part and offer to {offer}.",
+        "Safe completion: {why}, so decline that part and offer to {offer}.",
+        "Safe completion: do not help anyone {help}; offer to {offer} instead.",
+        "Safe completion, since {why}; only offer to {offer}.",
+    ),
+    answer=(
+        "Answer, because {reason}.",
+        "Answer fully: {reason}.",
+        "Answer the request about {topic} in full, since {reason}.",
+        "Answer directly and helpfully, because {reason}.",
+        "Answer: {reason}, and a useful reply harms nobody.",
+        "Answer plainly and stay with {topic}, since {reason}.",
+    ),
+    care=(
+        "Answer with care, because {reason}.",
+        "Answer with care: {reason}, so be kind and keep to what is sound.",
+        "Answer with care and in general terms, since {reason}.",
+        "Answer with care: help with {topic} and say where more help is found.",
+        "Answer with care, because {reason} and someone may be worried.",
+    ),
+)
+TERSE = Wording(
+    ask=_ASK_TERSE,
+    intent=("The intent is {tone}: {reading}.", "The aim is {tone}: {reading}.", "The use is {tone}: {reading}."),
+    violated=(
+        "{rule} is violated.",
+        "{rule} ({title}) is violated.",
+        "{rule} is violated: {reason}.",
+    ),
+    near=(
+        "No rule is violated; {rule} comes near.",
+        "No rule is violated; {rule} comes near, but {reason}.",
+        "No rule is violated; {rule} comes near, yet {reason}.",
+    ),
+    clear=("No rule applies.", "No rule applies: {reason}.", "No rule applies, as {reason}."),
+    refuse=(
+        "Refuse; offer to {offer}.",
+        "Refuse: {why}.",
+        "Refuse: it does harm.",
+        "Decline; offer to {offer}.",
+        "Decline: {why}.",
+        "Decline: it does harm.",
+    ),
+    complete=(
+        "Safe completion: offer to {offer}.",
+        "Safe completion, as {why}.",
+        "Safe completion; offer to {offer}.",
+    ),
+    answer=("Answer: {reason}.", "Answer what is asked about {topic}.", "Answer fully.", "Answer, as {reason}."),
+    care=("Answer with care: {reason}.", "Answer with care about {topic}.", "Answer with care, as {reason}."),
+)
+WORDING: dict[Register, Wording] = {"full": FULL, "terse": TERSE}
+
+WHY: Phrases = (
+    "helping would mean helping someone {help}",
+    "the user means {intent}",
+    "this would help someone {help}",
+    "{rule} forbids help {intent}",
+    "an answer could be used {intent}",
+)
+
+REFUSALS: dict[GistKind, Phrases] = {
+    "how": (
+        "I can't explain {act}.",
+        "I won't explain {act}.",
+        "I'm sorry, but I can't tell you {act}.",
+        "Sorry, I can't help with this: {act}.",
+        "I'm not able to explain {act}.",
+        "I have to decline to explain {act}.",
+        "I can't help you find out {act}.",
+    ),
+    "question": (
+        "I can't tell you {act}.",
+        "I won't go into {act}.",
+        "I'm sorry, but I can't tell you {act}.",
+        "Sorry, I can't help with this: {act}.",
+        "I'm not able to tell you {act}.",
+        "I have to decline to tell you {act}.",
+        "I can't help you find out {act}.",
+    ),
+    "direct": (
+        "I can't help with this: {act}.",
+        "I won't answer this: {act}.",
+        "I'm sorry, but I can't answer this: {act}.",
+        "Sorry, I can't help with the question: {act}.",
+        "I'm not able to answer this: {act}.",
+        "I have to decline this question: {act}.",
+        "I can't go into this: {act}.",
+    ),
+    "task": (
+        "I can't {act}.",
+        "I won't {act}.",
+        "I'm sorry, but I can't {act}.",
+        "Sorry, I won't {act}.",
+        "I'm not able to {act}.",
+        "I have to decline to {act}.",
+        "I can't help with this: {act}.",
+    ),
+}
+BECAUSE: Phrases = (
+    "That would help someone {help}.",
+    "It would mean helping someone {help}.",
+    "It could help someone {help}, and people could be hurt.",
+    "",
+    "",
+)
+OFFERS: Phrases = (
+    "I can {offer} instead.",
+    "What I can do is {offer}.",
+    "If you like, I can {offer}.",
+    "I can {offer}, if that helps.",
+    "But I can {offer}.",
+    "I would be glad to {offer}.",
+)
+CARE: Phrases = (
+    "If you are thinking of hurting yourself, please call a crisis line or tell someone you trust.",
+    "If you or someone else is in danger, please call emergency services or a crisis line now.",
+    "You do not have to carry this alone: please reach out to a crisis line or a doctor.",
+    "I'm worried about anyone who is hurting; please talk to a doctor, a crisis line or someone you trust.",
+)
+PROFESSIONAL: Phrases = (
+    "Please ask a doctor, a lawyer or another professional who knows the case.",
+    "A person with the right training must look at this, such as a doctor, a lawyer or an engineer.",
+    "Only a professional who can check the facts should decide this.",
+    "Please talk to a qualified professional first; I can only speak in general.",
+)
+"""The last sentence of an answer that must show care, or point to a professional."""
+EVERYDAY = "about an everyday matter"
+"""The reading of a harmless prompt that no cue fits."""
