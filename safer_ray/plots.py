@@ -22,7 +22,6 @@ from safer_ray.core.metrics import Evaluation, percentile
 INK, MUTED, GRID, BASE, SFT, ERPO = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BASE: "base", SFT: "sft", ERPO: "erpo"}
 _STYLE: Any = {
-    "svg.hashsalt": "safer_ray",
     "svg.fonttype": "none",
     # Names of checkpoints and stages are data: a dollar sign in one is a dollar sign.
     "text.parse_math": False,
@@ -86,8 +85,10 @@ def _figure(
 
 def _svg(figure: Figure, label: str) -> str:
     """Return the drawing as an inline element that scales, without ids nothing refers to."""
-    sink = io.StringIO()
-    figure.savefig(sink, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")), transparent=True)
+    sink, unsaid = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    # Ids are hashes of what they name: the label keeps those of drawings with equal axes apart on one page.
+    with mpl.rc_context({"svg.hashsalt": label}):
+        figure.savefig(sink, format="svg", metadata=unsaid, transparent=True)
     text = sink.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
