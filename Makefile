@@ -1,0 +1,42 @@
+# safer_ray: 'make help' lists what can be made. Everything runs in .venv, made from requirements/cpu.lock.
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+TIERS := unit contract golden local_ray e2e
+# ninja, which compiles DeepSpeed's extension, lies in .venv/bin and is looked for on PATH.
+WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install demo test check format wheel clean $(TIERS:%=test-%)
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## make .venv from the lock file, if it is missing or the lock has changed
+	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' bash scripts/bootstrap.sh
+
+demo: install ## the main job on the embedded model, about 20 minutes on 2 cores; ends with runs/demo/report.html
+	$(WITH_PATH) $(BIN)/safer-ray run jobs/demo_cpu.yaml --run-dir runs/demo --overwrite
+
+test: $(TIERS:%=test-%) ## all tests; one tier alone: make test-unit, test-contract, test-golden, test-local_ray, test-e2e
+
+$(TIERS:%=test-%): test-%: install
+	$(WITH_PATH) $(BIN)/python -m pytest tests/$*
+
+check: install ## format, lint, types and unit tests; under 2 minutes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit
+
+format: install ## format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: install ## build dist/safer_ray-*.whl, which holds the rule packs and job files
+	$(BIN)/python -m hatchling build -t wheel
+
+clean: ## remove caches and build results; .venv and runs/ stay
+	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
