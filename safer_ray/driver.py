@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from safer_ray.backends.world import World
 from safer_ray.core.events import Event, is_durable
@@ -16,35 +17,35 @@ Observer = Callable[[LoopState, Event, float], None]
 _POLL_S = 5.0
 
 
-def drive(
-    state: LoopState,
-    world: World,
-    journal: Journal,
-    *,
-    policy: Policy,
-    limits: Limits,
-    observe: Observer,
-    silence_s: float,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How a run is scheduled: by which policy, within which limits, and how long silence is borne."""
+
+    policy: Policy
+    limits: Limits
+    silence_s: float
+
+
+def drive(state: LoopState, world: World, journal: Journal, *, pace: Pace, observe: Observer) -> None:
     """Run until no phase is left.
 
     An event is journalled before anything is decided on it, and only if it changed the state.
 
     Raises:
-        SaferRayError: whatever the world cannot go on without; or ClusterError after ``silence_s`` without
+        SaferRayError: whatever the world cannot go on without; or ClusterError after ``pace.silence_s`` without
             any event while something was asked for.
     """
     heard = time.monotonic()
     while state.current is not None:
-        for action in policy(state, limits):
+        for action in pace.policy(state, pace.limits):
             submitted(state, action)
             world.submit(action)
         event = world.next_event(_POLL_S)
         if event is None:
-            if time.monotonic() - heard > silence_s:
+            if time.monotonic() - heard > pace.silence_s:
                 raise ClusterError(
-                    f"phase {state.current.phase.name}: no worker answered for {silence_s:.0f} s; see the workers' "
-                    "logs, then resume the run"
+                    f"phase {state.current.phase.name}: no worker answered for {pace.silence_s:.0f} s; "
+                    "see the workers' logs, then resume the run"
                 )
             continue
         heard = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from safer_ray.cluster.world import RayWorld
 from safer_ray.core.events import Event, is_durable
 from safer_ray.core.items import Breadth, ItemBook
 from safer_ray.core.loop import POLICIES, Limits, LoopState
-from safer_ray.driver import Observer, drive, replay
+from safer_ray.driver import Observer, Pace, drive, replay
 from safer_ray.errors import JournalError
 from safer_ray.journal import JOURNAL, Entry, Journal
 from safer_ray.prepare import Preparation
@@ -112,18 +113,17 @@ def execute(
         if record.state.current is None:
             logger.info("run %s was finished already; only its report is written again", run_dir.root)
             return
-        stack.enter_context(ray_session(config.cluster))
+        stack.enter_context(ray_session(config.cluster.address, config.cluster.object_store_mib))
         world = make_world(prep, run_dir, record.state)
         stack.callback(world.close)
-        drive(
-            record.state,
-            world,
-            journal,
+        if not entries:
+            record.extra.update(ready_at=time.time())
+        pace = Pace(
             policy=POLICIES[config.loop.policy],
             limits=Limits(max_in_flight=config.loop.max_in_flight, max_tries=config.loop.max_tries),
-            observe=note,
             silence_s=config.loop.start_deadline_s + config.loop.call_deadline_s,
         )
+        drive(record.state, world, journal, pace=pace, observe=note)
         record.extra.update(world.facts())
 
 

@@ -15,8 +15,14 @@ from safer_ray.backends.base import (
     TeacherSpec,
     TrainTask,
 )
+from safer_ray.backends.deepspeed_learner import DeepSpeedLearnerSpec
+from safer_ray.backends.endpoint import EndpointSpec
 from safer_ray.backends.fake import FakeJudgeSpec, FakeLearnerSpec, FakeSamplerSpec, FakeTeacherSpec
 from safer_ray.backends.grader import GraderSpec, RoundFacts
+from safer_ray.backends.llm_teacher import LlmTeacherSpec
+from safer_ray.backends.rule_judge import RuleJudgeSpec
+from safer_ray.backends.rule_packs import read_pack
+from safer_ray.backends.template_teacher import TemplateTeacherSpec
 from safer_ray.backends.vllm_sampler import VllmSamplerSpec
 from safer_ray.cluster.placement import Ask
 from safer_ray.cluster.world import Fleet
@@ -24,7 +30,10 @@ from safer_ray.config import OptimConfig, Resources, RunConfig
 from safer_ray.config_file import default_threads
 from safer_ray.core.pairing import PairingRules
 from safer_ray.core.plan import Phase
+from safer_ray.core.rule_text import student_system_prompt
 from safer_ray.rundir import RunDir
+
+_VLLM_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) -> Fleet:
@@ -47,6 +56,7 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) ->
         ),
         grader_ask=_ask(config.judge.resources),
         graders=config.judge.replicas,
+        grader_threads=config.teacher.concurrency if teaches and config.teacher.kind == "openai" else 1,
         learner=learner_spec(config, learned) if trains else None,
         learner_ask=_ask(config.learner.resources, workers=config.learner.ranks),
         learner_threads=config.learner.threads or default_threads(),
@@ -81,13 +91,19 @@ def sampler_spec(config: RunConfig, model: str) -> SamplerSpec:
                 max_model_len=section.max_model_len,
                 max_num_seqs=section.max_num_seqs,
                 threads=section.threads or default_threads(),
-                dtype=config.model.dtype,
-                system_prompt=config.model.system_prompt,
+                dtype=_VLLM_DTYPES[config.model.dtype],
+                system_prompt=student_prompt(config),
                 trust_remote_code=config.model.trust_remote_code,
                 seed=config.seed,
             )
         case _:
             assert_never(section.kind)
+
+
+def student_prompt(config: RunConfig) -> str | None:
+    """Return the system message the policy sees: with the rules in it only if the config keeps them there."""
+    pack = read_pack(config.rules.pack)
+    return student_system_prompt(pack, config.model.system_prompt, rules_in_prompt=config.rules.in_prompt)
 
 
 def judge_spec(config: RunConfig) -> JudgeSpec:
@@ -104,13 +120,32 @@ def judge_spec(config: RunConfig) -> JudgeSpec:
 def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
     """Return how to build the teacher."""
     section = config.teacher
+    student = {
+        "pack": config.rules.pack,
+        "model": model,
+        "seed": config.seed,
+        "system_prompt": config.model.system_prompt,
+        "rules_in_prompt": config.rules.in_prompt,
+        "trust_remote_code": config.model.trust_remote_code,
+    }
     match section.kind:
         case "fake":
             return FakeTeacherSpec(seed=config.seed)
         case "template":
-            return TemplateTeacherSpec(pack=config.rules.pack)
+            return TemplateTeacherSpec(**student)  # type: ignore[arg-type]
         case "openai":
-            return LlmTeacherSpec()
+            assert section.base_url, "checked by the config"
+            assert section.model, "checked by the config"
+            endpoint = EndpointSpec(
+                base_url=section.base_url,
+                model=section.model,
+                key_env=section.key_env,
+                concurrency=section.concurrency,
+                deadline_s=section.deadline_s,
+                max_tries=section.max_tries,
+                cache_path=str(run_dir.teacher_cache),
+            )
+            return LlmTeacherSpec(endpoint=endpoint, **student)  # type: ignore[arg-type]
         case _:
             assert_never(section.kind)
 

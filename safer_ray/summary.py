@@ -46,7 +46,8 @@ def summarise(
     ``extra`` holds what no event carries: worker figures, peak memory. Lost and duplicate prompts are
     counted from the journal, not from the driver's memory.
     """
-    stages = _stages(head, state, entries)
+    extra = dict(extra)
+    stages = _stages(head, entries, extra.pop("ready_at", None))
     events = [entry.event for entry in entries]
     steps = [{"stage": e.phase, **e.facts} for e in events if isinstance(e, Stepped)]
     lost, duplicates = _ledger(state, events)
@@ -74,9 +75,12 @@ def summarise(
     }
 
 
-def _stages(head: Mapping[str, Any], state: LoopState, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Wall time of a phase: from the end of the one before (or the start of the run) to its own end."""
+def _stages(head: Mapping[str, Any], entries: Sequence[Entry], ready_at: float | None) -> list[dict[str, Any]]:
+    """Wall time of a phase: from the end of the one before to its own end; of the start: until workers served."""
     stages, before = [], float(head["started_at"])
+    if ready_at is not None:
+        stages.append({"name": "start", "wall_s": round(ready_at - before, 2)})
+        before = ready_at
     for entry in entries:
         if isinstance(entry.event, Sealed | Trained | Published):
             stages.append({"name": entry.event.phase, "wall_s": round(entry.at - before, 2)})

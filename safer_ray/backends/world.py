@@ -6,11 +6,13 @@ It runs every action to its end before the next event is read, so it is determin
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -40,7 +42,9 @@ from safer_ray.core.items import ItemBook, Position
 from safer_ray.errors import DataError, JudgeError, SamplerError, TeacherError, WeightsError
 from safer_ray.records import Rollout, SampleRequest
 from safer_ray.rundir import RunDir
-from safer_ray.tables import to_table
+from safer_ray.tables import read_table, to_table
+
+logger = logging.getLogger(__name__)
 
 
 class World(Protocol):
@@ -109,6 +113,17 @@ class Scene:
         else:
             self.book.move(action, Position(prefix_ids=reply.prefix_ids, history=reply.history))
         return judged_event(action, final=reply.final, counts=reply.counts)
+
+    def stage(self, name: str) -> TrainTask | None:
+        """Return a training stage, or None for an ERPO round that found no preference at all.
+
+        Such a round leaves the weights as they are; SFT without traces is the learner's error.
+        """
+        task = self.train_task(name)
+        if task.kind == "erpo" and not read_table(Path(task.data_path)).num_rows:
+            logger.warning("no preferences to train on stage=%s; weights stay as they are", name)
+            return None
+        return task
 
 
 def judged_event(action: Judge, *, final: bool, counts: dict[str, int]) -> Judged:
@@ -214,7 +229,8 @@ class LocalWorld:
 
     def _train(self, action: Train) -> None:
         begun = time.perf_counter()
-        steps = self._learner.begin(self._scene.train_task(action.phase))
+        task = self._scene.stage(action.phase)
+        steps = self._learner.begin(task) if task else 0
         for _ in range(steps):
             self._events.append(Stepped(phase=action.phase, facts=step_facts(self._learner.step())))
         self._learner.save(str(self._scene.run_dir.checkpoint(self._scene.book.phase(action.phase).checkpoint)))

@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayTaskError
 
 from safer_ray.backends.base import LearnerSpec, SamplerSpec, StepReport, TrainTask
 from safer_ray.backends.grader import GraderSpec, LevelReply, LevelTask
-from safer_ray.errors import JudgeError, LearnerError, SamplerError, TeacherError, WeightsError, boundary
+from safer_ray.errors import JudgeError, LearnerError, SaferRayError, SamplerError, TeacherError, WeightsError, boundary
 from safer_ray.records import Prompt, Rollout, SampleRequest, WeightsRef
 from safer_ray.tables import from_table, to_table
 
@@ -23,6 +24,16 @@ from safer_ray.tables import from_table, to_table
 def node_id() -> str:
     """Return the id of the node this process runs on."""
     return str(ray.get_runtime_context().get_node_id())
+
+
+async def answer(ref: Any) -> Any:
+    """Wait for an actor's answer; an error of ours arrives as itself, without the remote traceback."""
+    try:
+        return await ref
+    except RayTaskError as exc:
+        if isinstance(exc.cause, SaferRayError):
+            raise exc.cause from None
+        raise
 
 
 @ray.remote

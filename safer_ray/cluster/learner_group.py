@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from safer_ray.backends.base import LearnerSpec, StepReport, TrainTask
-from safer_ray.cluster.actors import LearnerActor
-from safer_ray.cluster.placement import Ask, actor_options, place
+from safer_ray.cluster.actors import LearnerActor, answer
+from safer_ray.cluster.placement import Ask, actor_options, place, release
 from safer_ray.errors import LearnerError, SaferRayError
 from safer_ray.records import WeightsRef
 
@@ -19,7 +19,7 @@ from safer_ray.records import WeightsRef
 class LearnerGroup:
     """``ranks`` learner actors in one placement group. A lost rank is an error: training cannot go on."""
 
-    def __init__(self, actors: Sequence[Any], group: PlacementGroup, call_deadline_s: float) -> None:
+    def __init__(self, actors: Sequence[Any], group: PlacementGroup | None, call_deadline_s: float) -> None:
         self._actors = actors
         self._group = group
         self._call_deadline_s = call_deadline_s
@@ -30,8 +30,7 @@ class LearnerGroup:
         cls, spec: LearnerSpec, ask: Ask, *, threads: int, start_deadline_s: float, call_deadline_s: float
     ) -> LearnerGroup:
         """Place and build ``ask.workers`` ranks."""
-        bundles = [ask.bundle()] * ask.workers
-        placed = await asyncio.to_thread(place, "learner", bundles, strategy="PACK", deadline_s=start_deadline_s)
+        placed = await asyncio.to_thread(place, "learner", ask, strategy="PACK", deadline_s=start_deadline_s)
         actors = [
             LearnerActor.options(**actor_options(placed, ask, rank, threads=threads)).remote()
             for rank in range(ask.workers)
@@ -48,11 +47,8 @@ class LearnerGroup:
         return group
 
     async def _all(self, refs: list[Any], what: str) -> list[Any]:
-        async def get(ref: Any) -> Any:
-            return await ref
-
         try:
-            return list(await asyncio.wait_for(asyncio.gather(*map(get, refs)), self._call_deadline_s))
+            return list(await asyncio.wait_for(asyncio.gather(*map(answer, refs)), self._call_deadline_s))
         except TimeoutError as exc:
             raise LearnerError(
                 f"learner {what}: not every rank answered in {self._call_deadline_s:.0f} s; see the ranks' logs"
@@ -95,4 +91,4 @@ class LearnerGroup:
         """Kill the ranks and give their resources back."""
         for actor in self._actors:
             ray.kill(actor)
-        remove_placement_group(self._group)
+        release(self._group)

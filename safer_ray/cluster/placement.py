@@ -28,16 +28,19 @@ class Ask:
     def bundle(self) -> dict[str, float]:
         """Return the bundle as Ray writes it, without zeros."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus, **self.custom}
-        return {name: amount for name, amount in wanted.items() if amount} or {"CPU": 0.001}
+        return {name: amount for name, amount in wanted.items() if amount}
 
 
-def place(role: str, bundles: list[dict[str, float]], *, strategy: str, deadline_s: float) -> PlacementGroup:
-    """Return a placed group.
+def place(role: str, ask: Ask, *, strategy: str, deadline_s: float) -> PlacementGroup | None:
+    """Return a placed group of ``ask.workers`` bundles, or None for an actor that asks for nothing.
 
     Raises:
         ClusterError: if it is not placed by the deadline; the group is removed.
     """
-    group = placement_group(bundles, strategy=strategy)
+    if not ask.bundle():
+        return None
+    bundles = [ask.bundle()] * ask.workers
+    group: PlacementGroup = placement_group(bundles, strategy=strategy)
     if not group.wait(timeout_seconds=deadline_s):
         remove_placement_group(group)
         free = {name: amount for name, amount in ray.available_resources().items() if not name.startswith("node:")}
@@ -48,20 +51,24 @@ def place(role: str, bundles: list[dict[str, float]], *, strategy: str, deadline
     return group
 
 
-def actor_options(group: PlacementGroup, ask: Ask, index: int = 0, *, threads: int = 0) -> dict[str, Any]:
+def release(group: PlacementGroup | None) -> None:
+    """Give a group's resources back."""
+    if group is not None:
+        remove_placement_group(group)
+
+
+def actor_options(group: PlacementGroup | None, ask: Ask, index: int = 0, *, threads: int = 0) -> dict[str, Any]:
     """Return the ``.options(...)`` of an actor in bundle ``index``.
 
     OMP_NUM_THREADS is set because Ray otherwise sets it to the number of CPUs an actor asked for.
     """
-    env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    return {
-        "num_cpus": ask.cpus,
-        "num_gpus": ask.gpus,
-        "resources": dict(ask.custom),
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+    options: dict[str, Any] = {"num_cpus": ask.cpus, "num_gpus": ask.gpus, "resources": dict(ask.custom)}
+    if threads:
+        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
+    if group is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
             placement_group=group,
             placement_group_bundle_index=index,
             placement_group_capture_child_tasks=True,
-        ),
-        "runtime_env": {"env_vars": env},
-    }
+        )
+    return options

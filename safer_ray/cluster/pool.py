@@ -11,8 +11,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
+from safer_ray.cluster.actors import answer
+from safer_ray.cluster.placement import release
 from safer_ray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ class Replica:
 
     name: str
     actor: Any
-    group: PlacementGroup
+    group: PlacementGroup | None
     node: str = ""
     in_flight: int = 0
     serving: bool = False
@@ -60,7 +62,7 @@ class Pool:
         replica = await asyncio.to_thread(self.create, f"{self.role}-{self._made}")
         self.replicas.append(replica)
         try:
-            replica.node = await asyncio.wait_for(_result(replica.actor.ready.remote()), self.start_deadline_s)
+            replica.node = await asyncio.wait_for(answer(replica.actor.ready.remote()), self.start_deadline_s)
         except TimeoutError as exc:
             raise ClusterError(
                 f"{replica.name}: not up after {self.start_deadline_s:.0f} s; see its log or raise start_deadline_s"
@@ -93,7 +95,7 @@ class Pool:
         if dead not in self.replicas:
             return
         self.replicas.remove(dead)
-        remove_placement_group(dead.group)
+        release(dead.group)
         self.restarts += 1
         logger.warning("lost role=%s replica=%s restarts=%d", self.role, dead.name, self.restarts)
         if self.restarts <= self.max_restarts:
@@ -111,9 +113,5 @@ class Pool:
         """Kill every replica and give its resources back."""
         for replica in self.replicas:
             ray.kill(replica.actor)
-            remove_placement_group(replica.group)
+            release(replica.group)
         self.replicas.clear()
-
-
-async def _result(ref: Any) -> Any:
-    return await ref

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config
 
-from safer_ray.config import ClusterConfig
-from safer_ray.errors import ClusterError
+from safer_ray.errors import ClusterError, boundary
 
 logger = logging.getLogger(__name__)
 TOKEN_MODE = "RAY_AUTH_MODE"
@@ -21,8 +20,8 @@ _TOKEN = "RAY_AUTH_TOKEN"
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
-    """Connect to the cluster of ``config.address`` (or RAY_ADDRESS), else start one on this machine.
+def ray_session(address: str | None, object_store_mib: int) -> Iterator[None]:
+    """Connect to the cluster at ``address`` (or RAY_ADDRESS), else start one on this machine.
 
     A cluster started here uses token authentication, no dashboard, and a temporary directory that goes
     with it. A cluster that was there already is left as it was.
@@ -30,7 +29,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     Raises:
         ClusterError: if the address does not answer or refuses the token.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
         _connect(address)
@@ -40,7 +39,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             ray.shutdown()
         return
     with _own_token(), tempfile.TemporaryDirectory(prefix="safer_ray-", ignore_cleanup_errors=True) as scratch:
-        _start(config, scratch)
+        _start(object_store_mib, scratch)
         try:
             yield
         finally:
@@ -72,28 +71,20 @@ def _read_authentication_again() -> None:
 
 
 def _connect(address: str) -> None:
-    try:
+    who = f"cluster {address}: cannot connect; is it running, and is its token here ({TOKEN_MODE}=token)?"
+    with boundary(ClusterError, who):
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except Exception as exc:
-        raise ClusterError(
-            f"cluster {address}: cannot connect ({type(exc).__name__}: {exc}); is it running, and is its token here "
-            f"({TOKEN_MODE}=token)?"
-        ) from exc
 
 
-def _start(config: ClusterConfig, scratch: str) -> None:
-    try:
+def _start(object_store_mib: int, scratch: str) -> None:
+    with boundary(ClusterError, "cluster: cannot start Ray here; see the free memory and /dev/shm"):
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2),
-            object_store_memory=config.object_store_mib * 2**20,
+            object_store_memory=object_store_mib * 2**20,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
             _temp_dir=scratch,
         )
-    except Exception as exc:
-        raise ClusterError(
-            f"cluster: cannot start Ray here ({type(exc).__name__}: {exc}); see the free memory and /dev/shm"
-        ) from exc
-    logger.info("started ray cpus=%d object_store_mib=%d", os.cpu_count() or 1, config.object_store_mib)
+    logger.info("started ray cpus=%d object_store_mib=%d", os.cpu_count() or 1, object_store_mib)

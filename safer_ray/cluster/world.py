@@ -22,7 +22,7 @@ from safer_ray.backends.base import LearnerSpec, SamplerSpec
 from safer_ray.backends.grader import GraderSpec
 from safer_ray.backends.sealing import seal
 from safer_ray.backends.world import Scene, judged_event, sampled_event, step_facts
-from safer_ray.cluster.actors import GraderActor, SamplerActor
+from safer_ray.cluster.actors import GraderActor, SamplerActor, answer
 from safer_ray.cluster.learner_group import LearnerGroup
 from safer_ray.cluster.placement import Ask, actor_options, place
 from safer_ray.cluster.pool import Pool, Replica
@@ -52,6 +52,7 @@ from safer_ray.errors import (
     SamplerError,
     TeacherError,
     WeightsError,
+    boundary,
 )
 from safer_ray.records import WeightsRef
 from safer_ray.tables import to_table
@@ -76,6 +77,7 @@ class Fleet:
     grader: GraderSpec
     grader_ask: Ask
     graders: int
+    grader_threads: int
     learner: LearnerSpec | None
     learner_ask: Ask
     learner_threads: int
@@ -126,17 +128,17 @@ class RayWorld:
 
     def _new_sampler(self, name: str) -> Replica:
         fleet = self._fleet
-        bundles = [fleet.sampler_ask.bundle()] * fleet.sampler_ask.workers
-        group = place(name, bundles, strategy="STRICT_PACK", deadline_s=fleet.start_deadline_s)
+        group = place(name, fleet.sampler_ask, strategy="STRICT_PACK", deadline_s=fleet.start_deadline_s)
         options = actor_options(group, fleet.sampler_ask, threads=fleet.sampler_threads)
         actor = SamplerActor.options(**options, max_concurrency=1024).remote(fleet.sampler)
         return Replica(name=name, actor=actor, group=group)
 
     def _new_grader(self, name: str) -> Replica:
         fleet = self._fleet
-        group = place(name, [fleet.grader_ask.bundle()], strategy="PACK", deadline_s=fleet.start_deadline_s)
+        group = place(name, fleet.grader_ask, strategy="PACK", deadline_s=fleet.start_deadline_s)
         options = actor_options(group, fleet.grader_ask, threads=1)
-        return Replica(name=name, actor=GraderActor.options(**options).remote(fleet.grader), group=group)
+        actor = GraderActor.options(**options, max_concurrency=fleet.grader_threads).remote(fleet.grader)
+        return Replica(name=name, actor=actor, group=group)
 
     async def _refit(self, replica: Replica) -> None:
         """Bring a new sampler to the published weights before its first request."""
@@ -176,19 +178,21 @@ class RayWorld:
         return event
 
     async def _guarded(self, action: Action) -> None:
+        """Execute ``action``; what fails becomes an event, or the error that ends the run."""
+        try:
+            with boundary(ClusterError, f"{type(action).__name__} of {action.phase}"):
+                await self._attempt(action)
+        except SaferRayError as exc:
+            self._events.put(exc)
+
+    async def _attempt(self, action: Action) -> None:
         try:
             await self._execute(action)
         except ITEM_FAULTS as exc:
-            if isinstance(action, Sample | Judge):
-                reason = str(exc) or type(exc).__name__
-                self._events.put(Lost(phase=action.phase, item=action.item, attempt=action.attempt, reason=reason))
-            else:
-                self._events.put(exc if isinstance(exc, SaferRayError) else ClusterError(f"{action}: {exc!r}"))
-        except SaferRayError as exc:
-            self._events.put(exc)
-        except Exception as exc:
-            logger.exception("action failed: %s", action)
-            self._events.put(ClusterError(f"{action}: {type(exc).__name__}: {exc}"))
+            if not isinstance(action, Sample | Judge):
+                raise
+            reason = str(exc) or type(exc).__name__
+            self._events.put(Lost(phase=action.phase, item=action.item, attempt=action.attempt, reason=reason))
 
     async def _execute(self, action: Action) -> None:
         match action:
@@ -208,10 +212,7 @@ class RayWorld:
                 self._events.put(await self._publish(action))
 
     async def _wait(self, ref: Any) -> Any:
-        async def get() -> Any:
-            return await ref
-
-        return await asyncio.wait_for(get(), self._fleet.call_deadline_s)
+        return await asyncio.wait_for(answer(ref), self._fleet.call_deadline_s)
 
     async def _sample(self, action: Sample) -> Sampled:
         if action.level == 0:
@@ -262,7 +263,8 @@ class RayWorld:
 
     async def _train(self, action: Train) -> Trained:
         begun, learner = time.perf_counter(), await self._learners()
-        steps = await learner.begin(self._scene.train_task(action.phase))
+        task = self._scene.stage(action.phase)
+        steps = await learner.begin(task) if task else 0
         for _ in range(steps):
             report = await learner.step()
             self._events.put(Stepped(phase=action.phase, facts=step_facts(report)))
@@ -343,13 +345,9 @@ class RayWorld:
         if self._learner is not None:
             await _quietly(self._learner.close(), 10.0)
             self._learner.stop()
-        await _quietly(self._samplers.each(lambda replica: _get(replica.actor.close.remote())), 10.0)
+        await _quietly(self._samplers.each(lambda replica: answer(replica.actor.close.remote())), 10.0)
         self._samplers.stop()
         self._graders.stop()
-
-
-async def _get(ref: Any) -> Any:
-    return await ref
 
 
 async def _quietly(work: Awaitable[Any], deadline_s: float) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safer_ray.core.branching import derived_seed, first_request
+from safer_ray.core.encode import plain_text
 from safer_ray.core.events import Judge, Sample
 from safer_ray.core.plan import Phase
-from safer_ray.records import Prompt, SampleRequest, Step
+from safer_ray.records import Message, Prompt, SampleRequest, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ class ItemBook:
         return SampleRequest(
             request_id=request_id,
             prompt_id=prompt.prompt_id,
-            messages=prompt.messages,
+            messages=_decoded(prompt.messages) if answering else prompt.messages,
             n=self._breadth.answers if answering else 1,
             mode="answer" if answering else "trace",
             seed=seed,
@@ -99,6 +100,12 @@ class ItemBook:
     def forget(self, phase: str, item: int) -> None:
         """Drop the position of a finished or dropped item."""
         self._positions.pop((phase, item), None)
+
+
+def _decoded(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return the conversation with an encoded request in plain words: a plain model cannot decode it."""
+    last = messages[-1]
+    return (*messages[:-1], replace(last, content=plain_text(last.content)))
 
 
 def spread(prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
