@@ -12,6 +12,7 @@ from safer_ray.backends.rule_packs import read_pack
 from safer_ray.config import RunConfig
 from safer_ray.core.items import balanced, spread
 from safer_ray.core.plan import Phase, PlanSizes, make_plan
+from safer_ray.core.rules import RulePack
 from safer_ray.errors import ConfigError
 from safer_ray.prompts import PromptSet, load_prompts
 from safer_ray.records import NO_RULE, Prompt
@@ -65,7 +66,7 @@ def prepare(config: RunConfig) -> Preparation:
         prompts=prompts,
         phases=phases,
         by_phase=by_phase,
-        head=_head(config, prompts, {"name": pack.name, "version": pack.version, "hash": pack.content_hash}),
+        head=_head(config, prompts, pack),
     )
 
 
@@ -112,14 +113,19 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
     return Shares(teach=teach, rounds=rounds, test=unsafe + safe)
 
 
-def _head(config: RunConfig, prompts: PromptSet, pack: dict[str, str]) -> dict[str, Any]:
+def _head(config: RunConfig, prompts: PromptSet, pack: RulePack) -> dict[str, Any]:
     dump = config.model_dump_json(exclude=SCALE)
     data = hashlib.sha256("\n".join(sorted(f"{p.prompt_id}\t{p.text}" for p in prompts.prompts)).encode())
     return {
         "name": config.name,
         "model": config.model.id,
         "seed": config.seed,
-        "rule_pack": pack,
+        "rule_pack": {
+            "name": pack.name,
+            "version": pack.version,
+            "hash": pack.content_hash,
+            "categories": {rule_id: rule.title for rule_id, rule in pack.rules.items()},
+        },
         "config_hash": hashlib.sha256(dump.encode()).hexdigest(),
         "data_hash": data.hexdigest(),
         "bad_rows": len(prompts.bad_rows),

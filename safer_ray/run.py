@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safer_ray.backends.models import resolve_model
@@ -105,6 +107,7 @@ def execute(
 
     with ExitStack() as stack:
         stack.callback(journal.close)
+        stack.enter_context(_log_to(run_dir.log))
         stack.callback(record.conclude)
         _write_inputs(prep, run_dir)
         peak = MemoryPeak()
@@ -148,6 +151,20 @@ def make_world(prep: Preparation, run_dir: RunDir, state: LoopState) -> World:
     learned = str(run_dir.checkpoint(trained[-1].checkpoint)) if trained else model
     fleet = fleet_of(config, run_dir, model=model, learned=learned)
     return RayWorld(scene, fleet, restore_version=state.policy_version)
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Keep what this package logs in the run directory as well, resumed runs appended."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    ours = logging.getLogger("safer_ray")
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        handler.close()
 
 
 def _write_inputs(prep: Preparation, run_dir: RunDir) -> None:
