@@ -17,6 +17,7 @@ from safer_ray.records import (
     Rollout,
     SampleRequest,
     Step,
+    StepKind,
     StepPair,
     TraceExample,
     Verdict,
@@ -163,6 +164,8 @@ class LossSettings:
     nll_weight: float = 0.5
     axis_weights: tuple[tuple[str, float], ...] = (("safety", 1.0), ("helpfulness", 1.0), ("efficiency", 1.0))
     prompt_weighting: Literal["mean", "sum"] = "mean"
+    step_weights: tuple[tuple[StepKind, float], ...] = ()
+    """SFT: what a token of a step weighs; steps not named weigh 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,72 @@
+"""The reference policy of ERPO: weights of the past, kept as copies of this rank's shards of what is trained.
+
+Letters: none; tensors have the shapes of their parameters, or of their ZeRO-3 shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from safer_ray.backends.base import ReferencePolicy
+
+EMA_DECAY = 0.5
+"""The share of the older weights in the ``ema`` reference when the next stage begins."""
+
+
+class ReferenceWeights:
+    """Snapshots of the trained parameters of a module.
+
+    ``fixed``: as they were when the first stage that has a reference began. ``previous_round``: as they are when
+    a stage begins. ``ema``: an exponential average of the weights at the begin of the stages so far.
+    Frozen parameters (below LoRA adapters) are the same in every policy and are not copied.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._snapshots: dict[str, list[torch.Tensor]] = {}
+
+    def begin_stage(self, policy: ReferencePolicy) -> None:
+        """Take note of the weights a stage begins with."""
+        match policy:
+            case "previous_round":
+                return
+            case "fixed":
+                if "fixed" not in self._snapshots:
+                    self._snapshots["fixed"] = [shard.clone() for shard in self._shards()]
+            case "ema":
+                if "ema" not in self._snapshots:
+                    self._snapshots["ema"] = [shard.clone() for shard in self._shards()]
+                    return
+                for average, shard in zip(self._snapshots["ema"], self._shards(), strict=True):
+                    average.copy_(EMA_DECAY * average.float() + (1.0 - EMA_DECAY) * shard.float())
+
+    @contextmanager
+    def applied(self, policy: ReferencePolicy) -> Iterator[None]:
+        """Let the module compute as the reference; what it is trained to is put back afterwards, bit for bit."""
+        if policy not in self._snapshots:
+            yield
+            return
+        shards = self._shards()
+        kept = [shard.clone() for shard in shards]
+        try:
+            self._write(shards, self._snapshots[policy])
+            yield
+        finally:
+            self._write(shards, kept)
+
+    def _shards(self) -> list[torch.Tensor]:
+        trained = (parameter for parameter in self._module.parameters() if parameter.requires_grad)
+        return [
+            parameter.ds_tensor.data if hasattr(parameter, "ds_tensor") else parameter.data for parameter in trained
+        ]
+
+    @staticmethod
+    def _write(shards: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+        for shard, value in zip(shards, values, strict=True):
+            shard.copy_(value)
+
+
+__all__ = ["EMA_DECAY", "ReferenceWeights"]
