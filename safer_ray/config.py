@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from safer_ray.records import StepKind
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -151,6 +153,9 @@ class SftConfig(Section):
 
     max_prompts: int = Field(0, ge=0, description="traces are written for this many train prompts; 0: all")
     traces: str | None = Field(None, description="existing traces (a traces/sft.arrow) to train on instead of synth's")
+    step_weights: dict[StepKind, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="weight of a token by its step; steps not named weigh 1"
+    )
     optim: OptimConfig = OptimConfig(lr=1e-5)
 
 

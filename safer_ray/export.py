@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,13 +37,14 @@ def export_pairs(run_dir: RunDir, out: Path, rounds: Sequence[int] = ()) -> int:
             rows.append(_row(pair, prompts[pair.prompt_id], number))
     if not rows:
         raise DataError(f"run {run_dir.root}: rounds {wanted} hold no pairs; were all siblings alike?")
-    out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.part")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), aside)
         aside.replace(out)
     except OSError as exc:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise DataError(f"{out}: cannot be written ({exc.strerror}); choose another --out") from exc
     return len(rows)
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safer_ray.backends.models import resolve_model
+from safer_ray.backends.think_tokens import with_think_tokens
+from safer_ray.backends.weights import sweep_weights
 from safer_ray.backends.world import Scene, World
 from safer_ray.cluster.session import ray_session
 from safer_ray.cluster.world import RayWorld
+from safer_ray.config import RunConfig
 from safer_ray.core.events import Event, is_durable
 from safer_ray.core.items import Breadth, ItemBook
 from safer_ray.core.loop import POLICIES, Limits, LoopState
+from safer_ray.core.plan import Phase
 from safer_ray.driver import Observer, Pace, drive, replay
 from safer_ray.errors import JournalError
 from safer_ray.journal import JOURNAL, Entry, Journal
@@ -116,6 +122,7 @@ def execute(
         if record.state.current is None:
             logger.info("run %s was finished already; only its report is written again", run_dir.root)
             return
+        stack.callback(sweep_weights)
         stack.enter_context(ray_session(config.cluster.address, config.cluster.object_store_mib))
         world = make_world(prep, run_dir, record.state)
         stack.callback(world.close)
@@ -126,6 +133,7 @@ def execute(
             limits=Limits(max_in_flight=config.loop.max_in_flight, max_tries=config.loop.max_tries),
             silence_s=config.loop.start_deadline_s + config.loop.call_deadline_s,
         )
+        stack.enter_context(_uninterrupted_end())
         drive(record.state, world, journal, pace=pace, observe=note)
         record.extra.update(world.facts())
 
@@ -146,11 +154,43 @@ def make_world(prep: Preparation, run_dir: RunDir, state: LoopState) -> World:
         lambda name: train_task(config, by_name[name], run_dir),
         frozenset(config.prompts.never_sample),
     )
-    model = str(resolve_model(config.model.id)) if config.sampler.kind != "fake" else config.model.id
+    model = config.model.id
+    if config.sampler.kind != "fake":
+        found, trusted = resolve_model(model), config.model.trust_remote_code
+        model = str(with_think_tokens(found, run_dir.checkpoint("base"), trust_remote_code=trusted))
     trained = [p.phase for p in state.phases if p.ended and p.phase.kind in ("sft", "erpo")]
+    _require_known_reference(config, trained)
     learned = str(run_dir.checkpoint(trained[-1].checkpoint)) if trained else model
     fleet = fleet_of(config, run_dir, model=model, learned=learned)
     return RayWorld(scene, fleet, restore_version=state.policy_version)
+
+
+def _require_known_reference(config: RunConfig, trained: Sequence[Phase]) -> None:
+    """Refuse to go on with another reference than the run began with: it is not kept across restarts.
+
+    Raises:
+        JournalError: naming what can be done instead.
+    """
+    rounds = [phase for phase in trained if phase.kind == "erpo"]
+    if rounds and config.erpo.reference != "previous_round" and config.learner.kind != "fake":
+        raise JournalError(
+            f"run {config.name}: stopped after {rounds[-1].name}, and its reference policy ({config.erpo.reference}) "
+            f"went with its learner; go on from checkpoints/{rounds[-1].checkpoint} with `safer-ray erpo` in a new run"
+        )
+
+
+@contextmanager
+def _uninterrupted_end() -> Iterator[None]:
+    """Ignore further Ctrl-C once the body ends: the first one stops the run, a second must not stop the cleaning up.
+
+    The handler stays ignored until the process ends or somebody sets it again; outside the main thread, where
+    no Ctrl-C arrives, nothing is done.
+    """
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -201,7 +201,12 @@ def train_task(config: RunConfig, phase: Phase, run_dir: RunDir) -> TrainTask:
     if phase.kind == "sft":
         traces = Path(config.sft.traces) if config.sft.traces else run_dir.traces
         return TrainTask(
-            stage=phase.name, kind="sft", data_path=str(traces), optim=_optim(config.sft.optim), seed=config.seed
+            stage=phase.name,
+            kind="sft",
+            data_path=str(traces),
+            optim=_optim(config.sft.optim),
+            loss=LossSettings(step_weights=tuple(config.sft.step_weights.items())),
+            seed=config.seed,
         )
     section = config.erpo
     return TrainTask(

@@ -49,7 +49,7 @@ def summarise(
     extra = dict(extra)
     stages = _stages(head, entries, extra.pop("ready_at", None))
     events = [entry.event for entry in entries]
-    steps = [{"stage": e.phase, **e.facts} for e in events if isinstance(e, Stepped)]
+    steps = _steps(events)
     lost, duplicates = _ledger(state, events)
     facts = {e.phase: e.facts for e in events if isinstance(e, Sealed)}
     evaluated = [p.phase.name for p in state.phases if p.phase.kind == "evaluate"]
@@ -73,6 +73,15 @@ def summarise(
         "machine": machine(),
         **extra,
     }
+
+
+def _steps(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Return the optimiser steps. A stage that was cut short and resumed began anew: its last run counts."""
+    last: dict[tuple[str, int], dict[str, Any]] = {}
+    for event in events:
+        if isinstance(event, Stepped):
+            last[event.phase, event.facts["step"]] = {"stage": event.phase, **event.facts}
+    return list(last.values())
 
 
 def _stages(head: Mapping[str, Any], entries: Sequence[Entry], ready_at: float | None) -> list[dict[str, Any]]:
@@ -152,7 +161,7 @@ class MemoryPeak:
 
     def _watch(self, every_s: float) -> None:
         me = psutil.Process()
-        while not self._stop.wait(every_s):
+        while True:
             total = 0
             for process in [me, *me.children(recursive=True)]:
                 try:
@@ -161,6 +170,8 @@ class MemoryPeak:
                 except psutil.Error:
                     continue
             self.gib = max(self.gib, total / 2**30)
+            if self._stop.wait(every_s):
+                return
 
     def close(self) -> None:
         """Stop watching."""

@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 
 from safer_ray.errors import DataError
@@ -90,6 +91,21 @@ def to_table(records: Iterable[Record], kind: type[Record]) -> pa.Table:
     return pa.Table.from_pylist([_plain(record) for record in records], schema=schema)
 
 
+def _described(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _nulls(column: pa.ChunkedArray, field: pa.Field) -> int:
+    """Count the nulls of the field if it allows none, else those of what is inside it."""
+    if not field.nullable and column.null_count:
+        return int(column.null_count)
+    if pa.types.is_list(field.type):
+        return _nulls(pc.list_flatten(column), field.type.value_field)
+    if pa.types.is_struct(field.type):
+        return sum(_nulls(pc.struct_field(column, [at]), part) for at, part in enumerate(field.type))
+    return 0
+
+
 def from_table(table: pa.Table, kind: type[Record]) -> list[Record]:
     """Return the records of a table.
 
@@ -101,13 +117,12 @@ def from_table(table: pa.Table, kind: type[Record]) -> list[Record]:
     if have != want:
         raise DataError(f"table: this is {have}, but {want} was expected; use the reader of that kind")
     schema = SCHEMAS[want]
-    if table.schema.names != schema.names:
-        raise DataError(f"table {want}: columns are {table.schema.names}, not {schema.names}")
+    if (table.schema.names, table.schema.types) != (schema.names, schema.types):
+        raise DataError(f"table {want}: columns are {_described(table.schema)}, not {_described(schema)}")
     for column in schema:
-        if not column.nullable and table[column.name].null_count:
-            raise DataError(
-                f"table {want}: column {column.name} has {table[column.name].null_count} nulls; it allows none"
-            )
+        nulls = _nulls(table[column.name], column)
+        if nulls:
+            raise DataError(f"table {want}: column {column.name} has {nulls} nulls; it allows none")
     hints = get_type_hints(kind)
     rows = table.to_pylist()
     try:

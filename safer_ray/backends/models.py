@@ -19,12 +19,13 @@ from operator import eq
 from pathlib import Path
 from typing import Any
 
+from safer_ray.backends.think_tokens import add_think_tokens
 from safer_ray.core.trace import Trace, escape_tags, segments
 from safer_ray.errors import ModelError, TraceError, boundary
 from safer_ray.records import STEP_KINDS, Message, Step
 
 logger = logging.getLogger(__name__)
-_CONVERSION = 1
+_CONVERSION = 2
 """Raise this when the conversion writes something else, so that no cached copy of the old kind is used."""
 
 
@@ -132,8 +133,10 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    add_think_tokens(model, tokenizer)
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 class ChatTokenizer:

@@ -22,6 +22,7 @@ class Wording:
     """The frames of one register."""
 
     ask: dict[GistKind, Phrases]
+    topic: Phrases
     intent: Phrases
     violated: Phrases
     near: Phrases
@@ -38,8 +39,9 @@ DECODED: Phrases = (
     "This is written in {encoding}, so I decode it first.",
     "The {encoding} reads as plain text once decoded.",
 )
-TONE_UNSAFE: Phrases = ("harmful", "harmful", "clearly harmful", "dangerous")
-TONE_SAFE: Phrases = ("legitimate", "harmless", "clearly legitimate", "ordinary")
+TONE_UNSAFE = "harmful"
+TONE_SAFE = "legitimate"
+"""One word each: the verdict on the intent is one decision, not one shared out among synonyms."""
 
 REASON_UNSAFE: Phrases = (
     "it asks for help {intent}",
@@ -103,6 +105,7 @@ _ASK_TERSE: dict[GistKind, Phrases] = {
 
 FULL = Wording(
     ask=_ASK_FULL,
+    topic=("The topic is {title}.", "It touches on {title}.", "This is a matter of {title}."),
     intent=(
         "The intent is {tone}: {reading}.",
         "The aim is {tone}: {reading}.",
@@ -111,11 +114,11 @@ FULL = Wording(
         "By its wording, the aim is {tone}: {reading}.",
     ),
     violated=(
-        "{rule} ({title}) is violated: {reason}.",
-        "{rule} ({title}) is violated, because {reason}.",
-        "{rule} ({title}) is violated, since {reason}.",
+        "{rule} is violated: {reason}.",
+        "{rule} is violated, because {reason}.",
+        "{rule} is violated, since {reason}.",
         "{rule} ({title}) is violated here: {reason}.",
-        "{rule} ({title}) is violated. The reason is that {reason}.",
+        "{rule} is violated. The reason is that {reason}.",
     ),
     near=(
         "No rule is violated; {rule} comes near, but {reason}.",
@@ -164,10 +167,11 @@ FULL = Wording(
 )
 TERSE = Wording(
     ask=_ASK_TERSE,
+    topic=("Topic: {title}.",),
     intent=("The intent is {tone}: {reading}.", "The aim is {tone}: {reading}.", "The use is {tone}: {reading}."),
     violated=(
         "{rule} is violated.",
-        "{rule} ({title}) is violated.",
+        "{rule} is clearly violated.",
         "{rule} is violated: {reason}.",
     ),
     near=(
@@ -268,5 +272,7 @@ PROFESSIONAL: Phrases = (
     "Please talk to a qualified professional first; I can only speak in general.",
 )
 """The last sentence of an answer that must show care, or point to a professional."""
+NO_TOPIC = "everyday life"
+"""The topic of a prompt that no rule is about."""
 EVERYDAY = "about an everyday matter"
 """The reading of a harmless prompt that no cue fits."""

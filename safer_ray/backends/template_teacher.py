@@ -33,8 +33,8 @@ from safer_ray.records import Message, Prompt, Step, TraceExample
 
 _TERSE_SHARE = 0.6
 """Steps in the terse register, drawn step by step: shorter siblings exist at every prefix."""
-_ASK_WORDS: dict[Register, int] = {"full": 22, "terse": 14}
-_ACT_WORDS = 15
+_ASK_WORDS: dict[Register, int] = {"full": 20, "terse": 14}
+_ACT_WORDS = 12
 _BRIEF_WORDS = 6
 _DRAFTS, _BRIEF_FROM = 6, 2
 """Drafts per prompt before it is given up: one may trip over a pattern of the rule pack, so later ones quote less."""
@@ -215,7 +215,7 @@ class TraceWriter:
             "near": near,
             "reading": intent if unsafe else f"it is {near}",
             "rule": rule.rule_id if rule else "",
-            "title": rule.title if rule else "",
+            "title": rule.title if rule else phrases.NO_TOPIC,
             "offer": rng.choice(rule.alternatives) if rule else "",
             "encoding": SPOKEN[said.encoding] if said.encoding else "",
         }
@@ -236,8 +236,9 @@ class TraceWriter:
         register = _register(rng)
         wording = WORDING[register]
         ask = escape_tags(shorten(facts.gist.third, _ASK_WORDS[register]))
-        tone = rng.choice(phrases.TONE_UNSAFE if facts.unsafe else phrases.TONE_SAFE)
-        parts = [rng.choice(wording.ask[facts.gist.kind]), rng.choice(wording.intent)]
+        tone = phrases.TONE_UNSAFE if facts.unsafe else phrases.TONE_SAFE
+        # The topic comes before the intent: which rule is near is easier to tell than whether it is violated.
+        parts = [rng.choice(wording.ask[facts.gist.kind]), rng.choice(wording.topic), rng.choice(wording.intent)]
         if facts.gist.encoding:
             parts.insert(0, rng.choice(phrases.DECODED))
         return " ".join(part.format(ask=ask, tone=tone, **facts.slots) for part in parts)

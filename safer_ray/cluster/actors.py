@@ -41,12 +41,13 @@ class SamplerActor:
     """A sampler in its own process; many ``sample`` calls run at once and share its batch."""
 
     def __init__(self, spec: SamplerSpec) -> None:
-        with boundary(SamplerError, "sampler start"):
-            self._sampler = spec.build()
+        self._spec = spec
 
     def ready(self) -> str:
-        """Answer once the engine is up: the node it runs on."""
-        return node_id()
+        """Start the engine; return the node it runs on. Not in ``__init__``: what fails there loses its type."""
+        with boundary(SamplerError, "sampler start"):
+            self._sampler = self._spec.build()
+            return node_id()
 
     def sample(self, requests: pa.Table) -> tuple[int, pa.Table]:
         """Return the policy version and ``rollouts/1`` rows."""
@@ -81,12 +82,13 @@ class GraderActor:
     """A judge (and teacher) in its own process."""
 
     def __init__(self, spec: GraderSpec) -> None:
-        with boundary(JudgeError, "judge start"):
-            self._grader = spec.build()
+        self._spec = spec
 
     def ready(self) -> str:
-        """Answer once the judge is built: the node it runs on."""
-        return node_id()
+        """Build judge and teacher; return the node they run on."""
+        with boundary(JudgeError, "judge start"):
+            self._grader = self._spec.build()
+            return node_id()
 
     def level(self, task: LevelTask, rollouts: tuple[int, pa.Table]) -> tuple[LevelReply, list[pa.Table]]:
         """Judge one level."""

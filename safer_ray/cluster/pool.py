@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from ray.util.placement_group import PlacementGroup
 
 from safer_ray.cluster.actors import answer
 from safer_ray.cluster.placement import release
-from safer_ray.errors import ClusterError
+from safer_ray.errors import ClusterError, SaferRayError
 
 logger = logging.getLogger(__name__)
 GONE = (ActorDiedError, ActorUnavailableError)
@@ -44,7 +44,10 @@ class Pool:
     max_restarts: int = 3
     replicas: list[Replica] = field(default_factory=list)
     restarts: int = 0
+    closing: bool = False
+    """Set before the end: from then on nobody is replaced."""
     _made: int = 0
+    _not_replaced: str = ""
     _free: asyncio.Condition = field(default_factory=asyncio.Condition)
     _mending: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -67,21 +70,23 @@ class Pool:
             raise ClusterError(
                 f"{replica.name}: not up after {self.start_deadline_s:.0f} s; see its log or raise start_deadline_s"
             ) from exc
+        except RayError as exc:
+            raise ClusterError(f"{replica.name}: died while it started ({type(exc).__name__}); see its log") from exc
         await self.fit(replica)
-        await self._admit(replica)
+        # Before anything else can run: whoever works on each replica must not miss one that was just made fit.
+        replica.serving = True
         logger.info("serving role=%s replica=%s node=%s", self.role, replica.name, replica.node[:8])
-
-    async def _admit(self, replica: Replica) -> None:
         async with self._free:
-            replica.serving = True
             self._free.notify_all()
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Replica]:
         """Lend the least loaded serving replica for one call; a replica that dies meanwhile is replaced."""
         async with self._free:
-            await self._free.wait_for(lambda: any(replica.serving for replica in self.replicas))
-            replica = min((r for r in self.replicas if r.serving), key=lambda r: r.in_flight)
+            await self._free.wait_for(lambda: self._serving() or self._not_replaced)
+            if not self._serving():
+                raise ClusterError(f"{self.role}: none is left, and a lost one was not replaced: {self._not_replaced}")
+            replica = min(self._serving(), key=lambda replica: replica.in_flight)
             replica.in_flight += 1
         try:
             yield replica
@@ -91,23 +96,44 @@ class Pool:
         finally:
             replica.in_flight -= 1
 
+    def _serving(self) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.serving]
+
     def _replace(self, dead: Replica) -> None:
-        if dead not in self.replicas:
+        if dead not in self.replicas or self.closing:
             return
         self.replicas.remove(dead)
         release(dead.group)
         self.restarts += 1
         logger.warning("lost role=%s replica=%s restarts=%d", self.role, dead.name, self.restarts)
         if self.restarts <= self.max_restarts:
-            task = asyncio.create_task(self._add())
+            task = asyncio.create_task(self._mend())
             self._mending.add(task)
             task.add_done_callback(self._mending.discard)
         elif not self.replicas:
             raise ClusterError(f"{self.role}: every replica died, {self.restarts} in all; see their logs for why")
 
+    async def _mend(self) -> None:
+        """Add a replica for a lost one. If that fails the others go on; without others, ``use`` says why."""
+        try:
+            await self._add()
+        except (SaferRayError, RayError) as exc:
+            logger.warning("not replaced role=%s reason=%s", self.role, exc)
+            async with self._free:
+                self._not_replaced = str(exc)
+                self._free.notify_all()
+
     async def each(self, call: Callable[[Replica], Awaitable[Any]]) -> list[Any]:
-        """Run ``call`` on every replica at once and return the answers."""
-        return list(await asyncio.gather(*(call(replica) for replica in self.replicas)))
+        """Run ``call`` on every serving replica at once; the dead answer nothing, and are replaced."""
+
+        async def one(replica: Replica) -> list[Any]:
+            try:
+                return [await call(replica)]
+            except GONE:
+                self._replace(replica)
+                return []
+
+        return [found for part in await asyncio.gather(*map(one, self._serving())) for found in part]
 
     def stop(self) -> None:
         """Kill every replica and give its resources back."""

@@ -24,11 +24,15 @@ def ray_session(address: str | None, object_store_mib: int) -> Iterator[None]:
     """Connect to the cluster at ``address`` (or RAY_ADDRESS), else start one on this machine.
 
     A cluster started here uses token authentication, no dashboard, and a temporary directory that goes
-    with it. A cluster that was there already is left as it was.
+    with it. A cluster that was there already is left as it was, and so is the connection of a program that
+    has joined its cluster before.
 
     Raises:
         ClusterError: if the address does not answer or refuses the token.
     """
+    if address is None and ray.is_initialized():
+        yield
+        return
     address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:

@@ -106,6 +106,7 @@ class RayWorld:
         self._weights: WeightsRef | None = None
         self._learner: LearnerGroup | None = None
         self._learner_busy = asyncio.Lock()
+        self._loading = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ray-world", daemon=True)
         self._thread.start()
@@ -142,8 +143,9 @@ class RayWorld:
 
     async def _refit(self, replica: Replica) -> None:
         """Bring a new sampler to the published weights before its first request."""
-        if self._weights is not None:
-            await self._load(replica, self._weights, await self._payload_for([replica], self._weights))
+        async with self._loading:
+            if self._weights is not None:
+                await self._load(replica, self._weights, await self._payload_for([replica], self._weights))
 
     async def _learners(self) -> LearnerGroup:
         """Start the learner when it is first needed: until then its cores serve the samplers."""
@@ -278,10 +280,11 @@ class RayWorld:
         begun, learner = time.perf_counter(), await self._learners()
         ref = await learner.publish(action.version)
         gathered = time.perf_counter()
-        payload = await self._payload_for(self._samplers.replicas, ref)
-        await self._samplers.each(lambda replica: self._load(replica, ref, payload))
+        async with self._loading:
+            self._weights = ref  # what replaces a sampler lost meanwhile starts with these
+            payload = await self._payload_for(self._samplers.replicas, ref)
+            await self._samplers.each(lambda replica: self._load(replica, ref, payload))
         loaded = time.perf_counter()
-        self._weights = ref
         logger.info(
             "published version=%d bytes=%d gather_s=%.2f load_s=%.2f samplers=%d",
             ref.version, ref.nbytes, gathered - begun, loaded - gathered, len(self._samplers.replicas),
@@ -338,6 +341,7 @@ class RayWorld:
             self._loop.close()
 
     async def _stop_workers(self) -> None:
+        self._samplers.closing = self._graders.closing = True
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()

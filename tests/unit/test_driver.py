@@ -1,0 +1,317 @@
+"""Whole runs on the fakes: nothing is lost, nothing happens twice, and the seed alone decides what comes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_run import BANNED, LIMITS, LocalRun, StoppedRun, carry_out, local_world, prepared
+
+from safer_ray.backends.fake import FakeJudgeSpec, FakeSampler, FakeSamplerSpec
+from safer_ray.backends.world import World
+from safer_ray.core.events import Action, Dropped, Event, Judged, Lost, Sealed, Stepped, is_durable
+from safer_ray.core.loop import LoopState, synchronous
+from safer_ray.driver import Pace, drive
+from safer_ray.errors import ClusterError, LearnerError, SamplerError
+from safer_ray.journal import JOURNAL, Journal, read_journal
+from safer_ray.records import Outcome, Prompt, Rollout, SampleRequest, StepPair, TraceExample, Verdict
+from safer_ray.rundir import RunDir
+from safer_ray.tables import from_table, read_table
+
+RESULTS = (
+    "prompts.arrow", "traces/sft.arrow", "rounds/round-001/pairs.arrow", "rounds/round-001/rollouts.arrow",
+    "rounds/round-001/verdicts.arrow", "rounds/round-002/pairs.arrow", "rounds/round-002/rollouts.arrow",
+    "rounds/round-002/verdicts.arrow", "evaluations/base.arrow", "evaluations/sft.arrow",
+    "evaluations/erpo-1.arrow", "evaluations/erpo-2.arrow",
+)  # fmt: skip
+LEDGER = ("lost_prompts", "duplicate_prompts", "dropped", "evaluations", "rounds", "traces", "finished")
+
+
+def results(run: LocalRun) -> dict[str, bytes]:
+    return {name: (run.run_dir.root / name).read_bytes() for name in RESULTS}
+
+
+def ledger(run: LocalRun) -> dict[str, Any]:
+    steps = [{**step, "seconds": 0} for step in run.summary["training"]]
+    done = {progress.phase.name: bytes(progress.done) for progress in run.state.phases}
+    return {**{name: run.summary[name] for name in LEDGER}, "training": steps, "done": done}
+
+
+def test_a_whole_run_leaves_every_file_and_an_even_ledger(finished_run: LocalRun) -> None:
+    run = finished_run
+    assert run.state.current is None
+    assert (run.summary["lost_prompts"], run.summary["duplicate_prompts"], run.summary["dropped"]) == (0, 0, [])
+    kinds: dict[str, type] = {"prompts": Prompt, "sft": TraceExample, "pairs": StepPair, "rollouts": Rollout}
+    kinds |= {"verdicts": Verdict}
+    for name in RESULTS:
+        path = run.run_dir.root / name
+        kind = Outcome if path.parent.name == "evaluations" else kinds[path.stem]
+        assert from_table(read_table(path), kind)
+    for checkpoint in ("sft", "erpo-1", "erpo-2"):
+        assert (run.run_dir.checkpoint(checkpoint) / "model.safetensors").is_file()
+    assert [path for path in (run.run_dir.root / "shards").rglob("*") if path.is_file()] == []
+
+
+def test_every_prompt_of_a_phase_ends_once(finished_run: LocalRun) -> None:
+    ends = Counter((e.event.phase, e.event.item) for e in finished_run.entries if isinstance(e.event, Judged))
+    expected = {(p.name, item) for p in finished_run.prep.phases if p.gathers for item in range(p.items)}
+    assert ends == dict.fromkeys(expected, 1)
+    for checkpoint in ("base", "sft", "erpo-1", "erpo-2"):
+        outcomes = from_table(read_table(finished_run.run_dir.evaluation(checkpoint)), Outcome)
+        asked = finished_run.prep.by_phase[f"evaluate-{checkpoint}"]
+        assert [outcome.prompt_id for outcome in outcomes] == [prompt.prompt_id for prompt in asked]
+
+
+def test_pairs_come_from_the_newest_policy_and_hang_together(finished_run: LocalRun) -> None:
+    for number in (1, 2):
+        pairs = from_table(read_table(finished_run.run_dir.round(number) / "pairs.arrow"), StepPair)
+        rollouts = from_table(read_table(finished_run.run_dir.round(number) / "rollouts.arrow"), Rollout)
+        sampled = {(r.prompt_id, r.prefix_ids, r.completion_ids) for r in rollouts}
+        assert {pair.policy_version for pair in pairs} == {number}
+        assert {pair.lineage.round for pair in pairs} == {number}
+        for pair in pairs:
+            assert {(pair.prompt_id, pair.prefix_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)} <= sampled
+        assert {pair.step_index for pair in pairs} == {0, 1, 2, 3}
+
+
+def test_two_runs_with_one_seed_write_the_same_bytes(finished_run: LocalRun, tmp_path: Path) -> None:
+    again = carry_out(prepared(tmp_path), tmp_path / "run")
+    assert results(again) == results(finished_run)
+    other = carry_out(prepared(tmp_path / "other", seed=1), tmp_path / "other" / "run")
+    pairs = "rounds/round-001/pairs.arrow"
+    assert results(other)[pairs] != results(finished_run)[pairs]
+
+
+def test_the_order_of_work_does_not_change_the_results(
+    finished_run: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("local_run.LIMITS", replace(LIMITS, max_in_flight=1))
+    assert results(carry_out(prepared(tmp_path), tmp_path / "run")) == results(finished_run)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.37, 0.5, 0.63, 0.75, 0.9, 0.999])
+def test_a_run_stopped_anywhere_and_resumed_ends_like_one_that_was_not(
+    finished_run: LocalRun, tmp_path: Path, share: float
+) -> None:
+    stop_after = 1 + int(share * (finished_run.accepted - 1))
+    with pytest.raises(StoppedRun):
+        carry_out(prepared(tmp_path), tmp_path / "run", stop_after=stop_after)
+    resumed = carry_out(prepared(tmp_path), tmp_path / "run")
+    assert results(resumed) == results(finished_run)
+    assert ledger(resumed) == ledger(finished_run)
+
+
+def test_a_stage_stopped_between_its_steps_is_trained_anew_and_counted_once(
+    finished_run: LocalRun, tmp_path: Path
+) -> None:
+    durable = [entry.event for entry in finished_run.entries]
+    second_step = [at for at, event in enumerate(durable) if isinstance(event, Stepped) and event.phase == "erpo-1"][1]
+
+    class StopsThere(Passes):
+        heard = 0
+
+        def next_event(self, timeout_s: float) -> Event | None:
+            event = self.world.next_event(timeout_s)
+            self.heard += event is not None and is_durable(event)
+            if self.heard == second_step + 2:
+                raise StoppedRun
+            return event
+
+    prep = prepared(tmp_path)
+    with pytest.raises(StoppedRun):
+        carry_out(prep, tmp_path / "run", StopsThere(local_world(prep, RunDir(tmp_path / "run"))))
+    resumed = carry_out(prepared(tmp_path), tmp_path / "run")
+    steps = [
+        e.event.facts["step"] for e in resumed.entries if isinstance(e.event, Stepped) and e.event.phase == "erpo-1"
+    ]
+    assert steps[:4] == [1, 2, 1, 2]
+    assert ledger(resumed) == ledger(finished_run)
+
+
+class Passes:
+    """A world that passes everything on."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def submit(self, action: Action) -> None:
+        self.world.submit(action)
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        return self.world.next_event(timeout_s)
+
+    def facts(self) -> dict[str, Any]:
+        return self.world.facts()
+
+    def close(self) -> None:
+        self.world.close()
+
+
+class DiesAfterSealing(Passes):
+    """Seals ``phase`` and dies before anybody hears of it."""
+
+    phase = ""
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        event = self.world.next_event(timeout_s)
+        if isinstance(event, Sealed) and event.phase == self.phase:
+            raise StoppedRun
+        return event
+
+
+@pytest.mark.parametrize("phase", ["evaluate-base", "teach", "explore-2", "evaluate-erpo-2"])
+def test_a_driver_that_dies_after_sealing_and_before_noting_it_loses_nothing(
+    finished_run: LocalRun, tmp_path: Path, phase: str
+) -> None:
+    prep = prepared(tmp_path)
+    world = DiesAfterSealing(local_world(prep, RunDir(tmp_path / "run")))
+    world.phase = phase
+    with pytest.raises(StoppedRun):
+        carry_out(prep, tmp_path / "run", world)
+    resumed = carry_out(prepared(tmp_path), tmp_path / "run")
+    assert results(resumed) == results(finished_run)
+    assert ledger(resumed) == ledger(finished_run)
+
+
+class SaysEverythingTwice(Passes):
+    """Delivers every event a second time."""
+
+    said: Event | None = None
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        if self.said is not None:
+            again, self.said = self.said, None
+            return again
+        self.said = self.world.next_event(timeout_s)
+        return self.said
+
+
+def test_an_event_delivered_twice_is_counted_and_journalled_once(finished_run: LocalRun, tmp_path: Path) -> None:
+    prep = prepared(tmp_path)
+    run = carry_out(prep, tmp_path / "run", SaysEverythingTwice(local_world(prep, RunDir(tmp_path / "run"))))
+    assert run.state.ignored > 0
+    assert run.summary["duplicate_prompts"] == 0
+    ends = [e.event for e in run.entries if isinstance(e.event, Judged)]
+    assert ends == [e.event for e in finished_run.entries if isinstance(e.event, Judged)]
+    assert results(run) == results(finished_run)
+
+
+class SpyingSampler(FakeSampler):
+    """Notes what it is asked."""
+
+    def __init__(self, spec: FakeSamplerSpec) -> None:
+        super().__init__(spec)
+        self.asked: list[SampleRequest] = []
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
+        self.asked += requests
+        return super().sample(requests)
+
+
+def test_the_banned_category_is_taught_and_never_sampled(tmp_path: Path) -> None:
+    sampler, prep = SpyingSampler(FakeSamplerSpec()), prepared(tmp_path, "sft.max_prompts=0")
+    run = carry_out(prep, tmp_path / "run", sampler=sampler)
+    category = {prompt.prompt_id: prompt.category for prompt in prep.prompts.prompts}
+    banned = {prompt.text for prompt in prep.prompts.prompts if prompt.category == BANNED}
+    assert len(banned) == 6
+    assert BANNED not in {category[request.prompt_id] for request in sampler.asked}
+    assert not banned & {message.content for request in sampler.asked for message in request.messages}
+    assert {category[request.prompt_id] for request in sampler.asked} == {"R00", "R01", "R09"}
+    traces = from_table(read_table(run.run_dir.traces), TraceExample)
+    assert sum(category[trace.prompt_id] == BANNED for trace in traces) == 4
+
+
+def test_no_plain_answer_is_sampled_to_an_unsafe_prompt(tmp_path: Path) -> None:
+    sampler, prep = SpyingSampler(FakeSamplerSpec()), prepared(tmp_path, "sft.max_prompts=0")
+    carry_out(prep, tmp_path / "run", sampler=sampler)
+    label = {prompt.prompt_id: prompt.label for prompt in prep.prompts.prompts}
+    answered = [label[request.prompt_id] for request in sampler.asked if request.mode == "answer"]
+    assert set(answered) == {"safe"}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "judge"),
+    [(FakeSamplerSpec(fail_every=7), FakeJudgeSpec()), (FakeSamplerSpec(), FakeJudgeSpec(fail_every=7))],
+    ids=["sampler", "judge"],
+)
+def test_calls_that_fail_are_tried_again_and_change_no_result(
+    finished_run: LocalRun, tmp_path: Path, sampler: FakeSamplerSpec, judge: FakeJudgeSpec
+) -> None:
+    prep = prepared(tmp_path)
+    world = local_world(prep, RunDir(tmp_path / "run"), sampler=sampler.build(), judge=judge)
+    run = carry_out(prep, tmp_path / "run", world)
+    assert any(isinstance(entry.event, Lost) for entry in run.entries)
+    assert results(run) == results(finished_run)
+    assert (run.summary["lost_prompts"], run.summary["duplicate_prompts"], run.summary["dropped"]) == (0, 0, [])
+
+
+class RefusesOne(FakeSampler):
+    """Cannot sample one prompt."""
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
+        if any(request.prompt_id == "R09-003-u" for request in requests):
+            raise SamplerError("sampler fake: request R09-003-u is too long; shorten the prompt")
+        return super().sample(requests)
+
+
+def test_a_prompt_that_cannot_be_sampled_is_dropped_with_the_reason_and_the_run_goes_on(tmp_path: Path) -> None:
+    run = carry_out(prepared(tmp_path), tmp_path / "run", sampler=RefusesOne(FakeSamplerSpec()))
+    phases = ["evaluate-base", "evaluate-sft", "evaluate-erpo-1", "evaluate-erpo-2"]
+    assert [row["phase"] for row in run.summary["dropped"]] == phases
+    assert {row["reason"] for row in run.summary["dropped"]} == {
+        "sampler fake: request R09-003-u is too long; shorten the prompt"
+    }
+    assert (run.summary["lost_prompts"], run.summary["duplicate_prompts"]) == (0, 0)
+    assert len([e for e in run.entries if isinstance(e.event, Lost)]) == LIMITS.max_tries * len(phases)
+    assert len([e for e in run.entries if isinstance(e.event, Dropped)]) == len(phases)
+    (evaluated, *_) = run.summary["evaluations"]
+    asked = run.prep.by_phase["evaluate-base"]
+    assert evaluated["n_unsafe"] + evaluated["n_safe"] == len(asked) - 1
+
+
+class BreaksInTraining(Passes):
+    """Its learner fails in the second round."""
+
+    def submit(self, action: Action) -> None:
+        if action.phase == "erpo-2":
+            raise LearnerError("learner rank 0: loss is nan at step 1; lower the lr")
+        super().submit(action)
+
+
+def test_a_failed_learner_stops_the_run_which_can_then_be_resumed(finished_run: LocalRun, tmp_path: Path) -> None:
+    prep = prepared(tmp_path)
+    with pytest.raises(LearnerError, match="loss is nan"):
+        carry_out(prep, tmp_path / "run", BreaksInTraining(local_world(prep, RunDir(tmp_path / "run"))))
+    resumed = carry_out(prepared(tmp_path), tmp_path / "run")
+    assert results(resumed) == results(finished_run)
+
+
+class Silent(Passes):
+    """Takes everything and says nothing."""
+
+    def submit(self, action: Action) -> None:
+        pass
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        return None
+
+
+def test_silence_ends_in_a_sentence_that_names_the_phase(tmp_path: Path) -> None:
+    prep, place = prepared(tmp_path), RunDir(tmp_path / "run")
+    journal = Journal.create(place.root, prep.head)
+    pace = Pace(policy=synchronous, limits=LIMITS, silence_s=0.0)
+    with pytest.raises(ClusterError, match=r"phase evaluate-base: no worker answered for 0 s; .* resume the run"):
+        drive(LoopState.of(prep.phases), Silent(local_world(prep, place)), journal, pace=pace, observe=lambda *_: None)
+    journal.close()
+
+
+def test_the_journal_holds_what_was_observed_and_nothing_that_need_not_be_kept(finished_run: LocalRun) -> None:
+    head, entries, _ = read_journal(finished_run.run_dir.root / JOURNAL)
+    assert head == finished_run.prep.head
+    assert entries == finished_run.entries
+    assert all(is_durable(entry.event) for entry in entries)
+    assert finished_run.accepted > len(entries)

@@ -1,0 +1,178 @@
+"""Laws of the journal: what was read is a prefix of what was written, and a run has one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Sealed, Stepped, Trained
+from safer_ray.errors import JournalError
+from safer_ray.journal import JOURNAL, Entry, Journal, read_journal
+
+LAW = settings(max_examples=50, deadline=None)
+HEAD: dict[str, Any] = {"name": "demo", "seed": 7, "config_hash": "f00d"}
+phase = st.sampled_from(["teach", "explore-1", "evaluate-base"])
+number = st.integers(0, 10**6)
+text = st.text(max_size=12)
+figures = st.dictionaries(text, st.none() | st.floats(allow_nan=False, allow_infinity=False) | number, max_size=3)
+events: st.SearchStrategy[Event] = st.one_of(
+    st.builds(
+        Judged,
+        phase=phase,
+        item=number,
+        level=number,
+        attempt=number,
+        final=st.just(True),
+        counts=st.dictionaries(text, number, max_size=3),
+    ),
+    st.builds(Lost, phase=phase, item=number, attempt=number, reason=text),
+    st.builds(Dropped, phase=phase, item=number, reason=text),
+    st.builds(Sealed, phase=phase, facts=figures, wall_s=st.floats(0, 1e6)),
+    st.builds(Stepped, phase=phase, facts=figures),
+    st.builds(Trained, phase=phase, facts=figures, wall_s=st.floats(0, 1e6)),
+    st.builds(Published, phase=phase, version=number, checksum=text, nbytes=number, wall_s=st.floats(0, 1e6)),
+)
+histories = st.lists(events, min_size=1, max_size=6)
+
+
+def write(run_dir: Path, history: list[Event], head: dict[str, Any] | None = None) -> list[Entry]:
+    """Write a journal anew and return its entries."""
+    (run_dir / JOURNAL).unlink(missing_ok=True)
+    journal = Journal.create(run_dir, HEAD if head is None else head)
+    entries = [journal.append(event) for event in history]
+    journal.close()
+    return entries
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run directory that every example writes anew."""
+    return tmp_path_factory.mktemp("journal")
+
+
+@LAW
+@given(histories, histories)
+def test_what_was_appended_before_and_after_a_resumption_is_read_back(
+    scratch: Path, before: list[Event], after: list[Event]
+) -> None:
+    written = write(scratch, before)
+    journal, head, entries, torn = Journal.resume(scratch)
+    assert (head, entries, torn) == (HEAD, written, 0)
+    written += [journal.append(event) for event in after]
+    journal.close()
+    assert read_journal(scratch / JOURNAL) == (HEAD, written, (scratch / JOURNAL).stat().st_size)
+    assert [entry.event for entry in written] == [*before, *after]
+
+
+@LAW
+@given(histories, st.integers(0, 10**6), events)
+def test_a_journal_cut_anywhere_gives_a_prefix_and_goes_on_from_there(
+    scratch: Path, history: list[Event], place: int, later: Event
+) -> None:
+    written = write(scratch, history)
+    path = scratch / JOURNAL
+    whole = path.read_bytes()
+    kept = place % (len(whole) + 1)
+    path.write_bytes(whole[:kept])
+    lines = whole[:kept].count(b"\n")
+    if not lines:
+        with pytest.raises(JournalError, match="the first line is damaged"):
+            Journal.resume(scratch)
+        return
+    journal, head, entries, torn = Journal.resume(scratch)
+    added = journal.append(later)
+    journal.close()
+    assert (head, entries) == (HEAD, written[: lines - 1])
+    assert torn == kept - (whole[:kept].rfind(b"\n") + 1)
+    assert read_journal(path)[1] == [*entries, added]
+
+
+@LAW
+@given(histories, st.integers(0, 10**6), st.integers(1, 255))
+def test_reading_stops_at_a_flipped_byte(scratch: Path, history: list[Event], place: int, flip: int) -> None:
+    written = write(scratch, history)
+    path = scratch / JOURNAL
+    damaged = bytearray(path.read_bytes())
+    at = place % len(damaged)
+    line = bytes(damaged[:at]).count(b"\n")
+    damaged[at] ^= flip
+    path.write_bytes(damaged)
+    if line == 0:
+        with pytest.raises(JournalError, match="the first line is damaged"):
+            read_journal(path)
+        return
+    head, entries, whole = read_journal(path)
+    assert (head, entries) == (HEAD, written[: line - 1])
+    assert whole <= at
+
+
+def test_what_lies_behind_the_damage_is_cut_off_when_the_run_goes_on(tmp_path: Path) -> None:
+    entries = write(tmp_path, [Lost(phase="teach", item=n, attempt=0, reason="gone") for n in range(5)])
+    path = tmp_path / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"?" * 20, *lines[4:]]))
+    journal, _, read, torn = Journal.resume(tmp_path)
+    journal.close()
+    assert read == entries[:2]
+    assert torn == 20 + len(b"".join(lines[4:]))
+    assert path.read_bytes() == b"".join(lines[:3])
+
+
+def test_a_second_writer_is_refused_by_host_and_pid_until_the_first_is_done(tmp_path: Path) -> None:
+    first = Journal.create(tmp_path, HEAD)
+    holder = f"host {socket.gethostname()} pid {os.getpid()} is writing here"
+    for refused in (lambda: Journal.resume(tmp_path), lambda: Journal.create(tmp_path, HEAD)):
+        with pytest.raises(JournalError, match=holder):
+            refused()
+    with pytest.raises(JournalError, match=holder):
+        Journal.writable(tmp_path)
+    first.append(Dropped(phase="teach", item=0, reason="too long"))
+    first.close()
+    Journal.writable(tmp_path)
+    second, _, entries, _ = Journal.resume(tmp_path)
+    second.close()
+    assert [entry.event for entry in entries] == [Dropped(phase="teach", item=0, reason="too long")]
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, [Dropped(phase="teach", item=0, reason="too long")])
+    before = (tmp_path / JOURNAL).read_bytes()
+    with pytest.raises(JournalError, match="already holds a run; choose another, or pass --resume or --overwrite"):
+        Journal.create(tmp_path, {"name": "other"})
+    assert (tmp_path / JOURNAL).read_bytes() == before
+    Journal.writable(tmp_path)
+
+
+def test_there_is_nothing_to_resume_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="does not exist; there is nothing to resume"):
+        Journal.resume(tmp_path / "none")
+    with pytest.raises(JournalError, match="no such file; is this a run directory"):
+        Journal.resume(tmp_path)
+    Journal.writable(tmp_path)
+
+
+def test_a_whole_line_of_another_version_is_not_taken_for_damage(tmp_path: Path) -> None:
+    write(tmp_path, [Dropped(phase="teach", item=0, reason="too long")])
+    body = json.dumps({"at": 1.0, "event": "Teleported", "phase": "teach"})
+    with (tmp_path / JOURNAL).open("a") as sink:
+        sink.write(f"{zlib.crc32(body.encode()):08x} {body}\n")
+    with pytest.raises(
+        JournalError, match=r"written by another version \(unknown event 'Teleported'.*resume with that"
+    ):
+        read_journal(tmp_path / JOURNAL)
+
+
+def test_a_figure_that_is_no_number_is_never_written(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, HEAD)
+    with pytest.raises(ValueError, match="JSON"):
+        journal.append(Stepped(phase="sft", facts={"loss": float("nan")}))
+    journal.close()
+    assert read_journal(tmp_path / JOURNAL)[1] == []
