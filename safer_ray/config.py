@@ -72,7 +72,9 @@ class PromptSource(Section):
 class PromptsConfig(Section):
     """Prompts of the run."""
 
-    sources: tuple[PromptSource, ...] = Field((PromptSource(path="shipped:default"),), min_length=1)
+    sources: tuple[PromptSource, ...] = Field(
+        (PromptSource(path="shipped:default"),), min_length=1, description="read one after the other"
+    )
     max_bad_share: Fraction = Field(0.02, description="stop when more than this share of rows is malformed")
     never_sample: tuple[str, ...] = Field(("R04",), description="categories no model is ever sampled on")
 
@@ -80,8 +82,8 @@ class PromptsConfig(Section):
 class SamplerConfig(Section):
     """Rollout engines (vLLM), each in its own placement group."""
 
-    kind: Literal["vllm", "fake"] = "vllm"
-    replicas: Count = 1
+    kind: Literal["vllm", "fake"] = Field("vllm", description="fake: a toy policy, for trying the machinery")
+    replicas: Count = Field(1, description="engines")
     tensor_parallel: Count = Field(1, description="GPUs one engine spans")
     resources: Resources = Resources()
     threads: int = Field(0, ge=0, description="CPU threads of one engine; 0: all cores of the node")
@@ -90,7 +92,7 @@ class SamplerConfig(Section):
     max_model_len: Count = Field(1024, description="tokens of prompt, prefix and completion together")
     max_num_seqs: Count = Field(64, description="sequences one engine runs at once")
     temperature: float = Field(1.0, gt=0, description="of rollouts that become preferences")
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(0.95, gt=0, le=1, description="share of the probability that tokens are drawn from")
     max_step_tokens: Count = Field(96, description="longest single step; beyond it a step is truncated")
     max_trace_tokens: Count = Field(256, description="longest whole completion when evaluating")
     max_answer_tokens: Count = Field(80, description="longest plain answer used to write traces")
@@ -99,15 +101,17 @@ class SamplerConfig(Section):
 class JudgeConfig(Section):
     """Judges, scaled on their own."""
 
-    kind: Literal["rules", "fake"] = "rules"
-    replicas: Count = 1
+    kind: Literal["rules", "fake"] = Field("rules", description="rules: the checks of the rule pack")
+    replicas: Count = Field(1, description="judge actors; they write the traces, too")
     resources: Resources = Resources(cpus=0)
 
 
 class TeacherConfig(Section):
     """Who writes the first traces."""
 
-    kind: Literal["template", "openai", "fake"] = "template"
+    kind: Literal["template", "openai", "fake"] = Field(
+        "template", description="template: the rule pack's wording; openai: an OpenAI-compatible endpoint"
+    )
     answers_per_prompt: Count = Field(2, description="plain answers of the base model sampled per safe prompt")
     base_url: str | None = Field(None, description="openai: base URL of the endpoint")
     model: str | None = Field(None, description="openai: model name at the endpoint")
@@ -126,26 +130,28 @@ class TeacherConfig(Section):
 class LearnerConfig(Section):
     """DeepSpeed ranks."""
 
-    kind: Literal["deepspeed", "fake"] = "deepspeed"
-    ranks: Count = 1
+    kind: Literal["deepspeed", "fake"] = Field("deepspeed", description="fake: trains nothing, in no time")
+    ranks: Count = Field(1, description="training processes, one GPU each if there are GPUs")
     resources: Resources = Resources()
     threads: int = Field(0, ge=0, description="CPU threads of one rank; 0: all cores of the node")
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="ZeRO: what is sharded over the ranks; 1 optimiser state, 2 and gradients, 3 and weights"
+    )
     lora_rank: int = Field(0, ge=0, description="0 trains all weights; above 0 trains adapters, merged when published")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
 
 
 class OptimConfig(Section):
     """One training stage."""
 
     lr: float = Field(gt=0, description="peak learning rate")
-    epochs: Count = 1
+    epochs: Count = Field(1, description="passes over the data")
     tokens_per_step: Count = Field(2048, description="packed tokens of one optimiser step, all ranks together")
     pack_tokens: Count = Field(1024, description="tokens of one packed row")
-    warmup_ratio: Fraction = 0.05
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Fraction = Field(0.05, description="share of the steps in which the rate rises to lr")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW, per step and times the rate")
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="of the rate after the warm-up")
 
 
 class SftConfig(Section):
@@ -173,18 +179,18 @@ class PairingConfig(Section):
 class ErpoConfig(Section):
     """Stage two: step-level preference optimisation, online."""
 
-    rounds: Count = 2
+    rounds: Count = Field(2, description="times that new preferences are sampled and trained on")
     prompts_per_round: int = Field(0, ge=0, description="0: every train prompt, every round")
     siblings: int = Field(4, ge=2, description="siblings sampled per step")
-    reference: Literal["fixed", "previous_round", "ema"] = "fixed"
-    beta: float = Field(0.2, gt=0)
+    reference: Literal["fixed", "previous_round", "ema"] = Field(
+        "fixed", description="the policy that log-probs are compared with"
+    )
+    beta: float = Field(0.2, gt=0, description="how hard the policy is held to the reference")
     alpha: float = Field(0.02, ge=0, description="per token, conciseness pairs only")
     nll_weight: float = Field(0.5, ge=0, description="lambda: weight of the chosen step's NLL per token")
-    axis_weights: dict[Literal["safety", "helpfulness", "efficiency"], float] = {
-        "safety": 1.0,
-        "helpfulness": 1.0,
-        "efficiency": 1.0,
-    }
+    axis_weights: dict[Literal["safety", "helpfulness", "efficiency"], float] = Field(
+        {"safety": 1.0, "helpfulness": 1.0, "efficiency": 1.0}, description="weight of a pair's loss, by its axis"
+    )
     prompt_weighting: Literal["mean", "sum"] = Field("mean", description="mean: every prompt counts the same")
     pairing: PairingConfig = PairingConfig()
     optim: OptimConfig = OptimConfig(lr=1e-6)
@@ -201,7 +207,7 @@ class EvaluateConfig(Section):
 class LoopConfig(Section):
     """How the driver keeps workers busy, and how long it waits for anything."""
 
-    policy: Literal["synchronous"] = "synchronous"
+    policy: Literal["synchronous"] = Field("synchronous", description="what is worked on when")
     max_in_flight: Count = Field(48, description="prompts being worked on at once")
     max_tries: Count = Field(3, description="a prompt that failed this often is dropped, with the reason")
     max_lag: int = Field(0, ge=0, description="oldest policy version a pair may have, behind the learner")
@@ -219,9 +225,9 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """A whole run; what ``jobs/*.yaml`` hold."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = Field(0, ge=0)
-    stages: tuple[StageName, ...] = Field(STAGE_ORDER, min_length=1)
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="names the run directory")
+    seed: int = Field(0, ge=0, description="of every choice: prompts, samples, order, weights of adapters")
+    stages: tuple[StageName, ...] = Field(STAGE_ORDER, min_length=1, description="what is done, in this order")
     model: ModelConfig
     rules: RulesConfig = RulesConfig()
     prompts: PromptsConfig = PromptsConfig()

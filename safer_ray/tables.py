@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -34,6 +35,11 @@ KINDS: dict[type, str] = {
 _SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
+@cache
+def _hints(record: Any) -> dict[str, Any]:
+    return get_type_hints(record)
+
+
 def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:
     """Return the Arrow type of an annotation and whether it may be null."""
     origin, args = get_origin(hint), get_args(hint)
@@ -50,7 +56,7 @@ def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:
 
 
 def _fields_of(record: Any) -> list[pa.Field]:
-    hints = get_type_hints(record)
+    hints = _hints(record)
     out = []
     for item in fields(record):
         dtype, nullable = _arrow_type(hints[item.name])
@@ -80,7 +86,7 @@ def _revive(hint: Any, value: Any) -> Any:
     if origin is tuple:
         return tuple(_revive(args[0], item) for item in value) if is_dataclass(args[0]) else tuple(value)
     if is_dataclass(hint):
-        hints = get_type_hints(hint)
+        hints = _hints(hint)
         return hint(**{name: _revive(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
     return value
 
@@ -123,7 +129,7 @@ def from_table(table: pa.Table, kind: type[Record]) -> list[Record]:
         nulls = _nulls(table[column.name], column)
         if nulls:
             raise DataError(f"table {want}: column {column.name} has {nulls} nulls; it allows none")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     rows = table.to_pylist()
     try:
         return [kind(**{name: _revive(hints[name], value) for name, value in row.items()}) for row in rows]

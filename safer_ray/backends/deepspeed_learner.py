@@ -11,7 +11,9 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from safer_ray.backends.stage import Stage
 
 logger = logging.getLogger(__name__)
+TRIM_EVERY = 8
+"""Optimiser steps after which freed memory goes back: 4.3 GB fell to 2.5 GB on the 135M model."""
 KEPT_VERSIONS = 2
 """Published versions kept in shared memory: the newest, and the one samplers may still be reading."""
 
@@ -79,12 +83,15 @@ def _join_group(spec: DeepSpeedLearnerSpec, rank: int, world_size: int, master: 
     # Each rank is a process with one visible device, so its local rank is always 0.
     places = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": 0, "MASTER_ADDR": host, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in places.items()})
+    # DeepSpeed looks for ninja on PATH; it lies beside this interpreter, which need not be activated.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     import deepspeed
 
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 warns about, once per parameter.
+    warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
     if world_size == 1:
         # The shared-memory operator speeds up collectives between CPU ranks; compiling it takes 20 s and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.comm.comm.cdb = None  # a group that this process left before
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
@@ -99,6 +106,12 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def _give_back_memory() -> None:
+    """Return what glibc kept and nobody uses: with rows of many lengths the kept blocks only ever grow."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def deepspeed_config(spec: DeepSpeedLearnerSpec) -> dict[str, Any]:
@@ -203,6 +216,8 @@ class DeepSpeedLearner:
         if not math.isfinite(norm):
             self._fail(stage, f"the gradient norm is {norm}")
         self._step += 1
+        if self._device.type == "cpu" and (self._step % TRIM_EVERY == 0 or self._step == stage.steps):
+            _give_back_memory()
         seconds = time.perf_counter() - started_s
         return report(stage, self._step - 1, figures, grad_norm=norm, lr=lr, seconds=seconds)
 
@@ -247,18 +262,19 @@ class DeepSpeedLearner:
 
     def close(self) -> None:
         """Free what was published and leave the process group. Safe to call twice."""
-        import torch.distributed as dist
-
         from safer_ray.backends.weights import free_weights
 
         while self._published:
             free_weights(self._published.pop())
         self._stage = None
         if self._engine is not None:
+            import deepspeed
+
             self._engine.destroy()
             self._engine = None
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            deepspeed.comm.destroy_process_group()
+            # DeepSpeed keeps its backend otherwise, and the next learner of this process would meet a dead group.
+            deepspeed.comm.comm.cdb = None
 
     def _whole_state(self) -> Any:
         from safer_ray.backends.policy_model import merged_state

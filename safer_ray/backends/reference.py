@@ -1,6 +1,6 @@
 """The reference policy of ERPO: weights of the past, kept as copies of this rank's shards of what is trained.
 
-Letters: none; tensors have the shapes of their parameters, or of their ZeRO-3 shards.
+Tensors have the shapes of their parameters, or of their ZeRO-3 shards.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class ReferenceWeights:
                 return
             case "fixed":
                 if "fixed" not in self._snapshots:
-                    self._snapshots["fixed"] = [shard.clone() for shard in self._shards()]
+                    self._snapshots["fixed"] = self._copies()
             case "ema":
                 if "ema" not in self._snapshots:
-                    self._snapshots["ema"] = [shard.clone() for shard in self._shards()]
+                    self._snapshots["ema"] = self._copies()
                     return
                 for average, shard in zip(self._snapshots["ema"], self._shards(), strict=True):
-                    average.copy_(EMA_DECAY * average.float() + (1.0 - EMA_DECAY) * shard.float())
+                    average.copy_(EMA_DECAY * average.float() + (1.0 - EMA_DECAY) * shard.cpu().float())
 
     @contextmanager
     def applied(self, policy: ReferencePolicy) -> Iterator[None]:
@@ -49,8 +49,7 @@ class ReferenceWeights:
         if policy not in self._snapshots:
             yield
             return
-        shards = self._shards()
-        kept = [shard.clone() for shard in shards]
+        shards, kept = self._shards(), self._copies()
         try:
             self._write(shards, self._snapshots[policy])
             yield
@@ -62,6 +61,10 @@ class ReferenceWeights:
         return [
             parameter.ds_tensor.data if hasattr(parameter, "ds_tensor") else parameter.data for parameter in trained
         ]
+
+    def _copies(self) -> list[torch.Tensor]:
+        """Copy to host memory: on GPUs that is the memory there is enough of."""
+        return [shard.to("cpu", copy=True) for shard in self._shards()]
 
     @staticmethod
     def _write(shards: list[torch.Tensor], values: list[torch.Tensor]) -> None:

@@ -15,6 +15,9 @@ from itertools import combinations
 from safer_ray.core.scoring import StepScore
 from safer_ray.records import AXES, Axis, Lineage, Rollout, StepPair
 
+_ROUNDING = 1e-9
+"""A difference this close to its margin reaches it: 1.0 - 0.8 is less than 0.2 in binary."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairingRules:
@@ -57,8 +60,9 @@ def prefer(a: ScoredStep, b: ScoredStep, rules: PairingRules) -> Preference | No
         x, y = getattr(a.score, axis), getattr(b.score, axis)
         if x is None or y is None:
             return None
-        if abs(x - y) >= least:
-            return Preference(*((a, b) if x > y else (b, a)), axis, abs(x - y))  # type: ignore[arg-type]
+        gap = abs(x - y)
+        if gap > 0 and gap >= least - _ROUNDING:
+            return Preference(*((a, b) if x > y else (b, a)), axis, gap)  # type: ignore[arg-type]
     return _shorter(a, b, rules)
 
 
@@ -68,7 +72,8 @@ def _shorter(a: ScoredStep, b: ScoredStep, rules: PairingRules) -> Preference | 
     scores = [getattr(step.score, axis) for step in (a, b) for axis in ("safety", "helpfulness")]
     good = all(score is not None and score >= rules.length_score_floor for score in scores)
     whole = a.rollout.finish == b.rollout.finish == "stop"
-    if not good or not whole or saved < max(rules.length_margin, 1e-9) or short.tokens < rules.token_floor:
+    enough = saved > 0 and saved >= rules.length_margin - _ROUNDING
+    if not good or not whole or not enough or short.tokens < rules.token_floor:
         return None
     return Preference(short, long, "efficiency", saved)
 

@@ -204,7 +204,6 @@ def _kinds(kind: type[SaferRayError]) -> Iterator[type[SaferRayError]]:
         yield from _kinds(below)
 
 
-@ray.remote(num_cpus=0)
 class Failing:
     """Fails as told."""
 
@@ -218,7 +217,8 @@ class Failing:
 
 @pytest.fixture(scope="module")
 def failing(local_cluster: None) -> Iterator[Any]:
-    actor = Failing.remote()
+    make: Any = ray.remote(num_cpus=0)(Failing)
+    actor = make.remote()
     yield actor
     ray.kill(actor)
 

@@ -35,8 +35,8 @@ sampler: {{kind: fake, replicas: 2}}
 judge: {{kind: fake}}
 teacher: {{kind: fake}}
 learner: {{kind: fake}}
-sft: {{max_prompts: 12}}
-erpo: {{rounds: 2, prompts_per_round: 6, siblings: 4}}
+sft: {{max_prompts: 8}}
+erpo: {{rounds: 2, prompts_per_round: 5, siblings: 4}}
 """
 
 
@@ -58,7 +58,7 @@ def write_job(folder: Path, *, seed: int = 0) -> Path:
         {
             "id": f"R00-{n:03d}-s",
             "label": "safe",
-            "split": "test" if n > 8 else "train",
+            "split": "test" if n == 11 else "train",
             "prompt": f"What is {n} + {n}?",
         }
         for n in range(12)

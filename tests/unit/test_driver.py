@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,17 +14,17 @@ from local_run import BANNED, LIMITS, LocalRun, StoppedRun, carry_out, local_wor
 
 from safer_ray.backends.fake import FakeJudgeSpec, FakeSampler, FakeSamplerSpec
 from safer_ray.backends.world import World
-from safer_ray.core.events import Action, Dropped, Event, Judged, Lost, Sealed, Stepped, is_durable
+from safer_ray.core.events import Action, Dropped, Event, Judged, Lost, Sealed, Stepped, Train, is_durable, to_json
 from safer_ray.core.loop import LoopState, synchronous
 from safer_ray.driver import Pace, drive
 from safer_ray.errors import ClusterError, LearnerError, SamplerError
 from safer_ray.journal import JOURNAL, Journal, read_journal
-from safer_ray.records import Outcome, Prompt, Rollout, SampleRequest, StepPair, TraceExample, Verdict
+from safer_ray.records import Outcome, Rollout, SampleRequest, StepPair, TraceExample, Verdict
 from safer_ray.rundir import RunDir
 from safer_ray.tables import from_table, read_table
 
 RESULTS = (
-    "prompts.arrow", "traces/sft.arrow", "rounds/round-001/pairs.arrow", "rounds/round-001/rollouts.arrow",
+    "traces/sft.arrow", "rounds/round-001/pairs.arrow", "rounds/round-001/rollouts.arrow",
     "rounds/round-001/verdicts.arrow", "rounds/round-002/pairs.arrow", "rounds/round-002/rollouts.arrow",
     "rounds/round-002/verdicts.arrow", "evaluations/base.arrow", "evaluations/sft.arrow",
     "evaluations/erpo-1.arrow", "evaluations/erpo-2.arrow",
@@ -37,15 +38,20 @@ def results(run: LocalRun) -> dict[str, bytes]:
 
 def ledger(run: LocalRun) -> dict[str, Any]:
     steps = [{**step, "seconds": 0} for step in run.summary["training"]]
-    done = {progress.phase.name: bytes(progress.done) for progress in run.state.phases}
-    return {**{name: run.summary[name] for name in LEDGER}, "training": steps, "done": done}
+    done = {progress.phase.name: list(progress.done) for progress in run.state.phases}
+    return plain({**{name: run.summary[name] for name in LEDGER}, "training": steps, "done": done})
+
+
+def plain(values: Any) -> Any:
+    """Return values as they come back from a JSON file: tuples are lists."""
+    return json.loads(json.dumps(values))
 
 
 def test_a_whole_run_leaves_every_file_and_an_even_ledger(finished_run: LocalRun) -> None:
     run = finished_run
     assert run.state.current is None
     assert (run.summary["lost_prompts"], run.summary["duplicate_prompts"], run.summary["dropped"]) == (0, 0, [])
-    kinds: dict[str, type] = {"prompts": Prompt, "sft": TraceExample, "pairs": StepPair, "rollouts": Rollout}
+    kinds: dict[str, type] = {"sft": TraceExample, "pairs": StepPair, "rollouts": Rollout}
     kinds |= {"verdicts": Verdict}
     for name in RESULTS:
         path = run.run_dir.root / name
@@ -78,29 +84,30 @@ def test_pairs_come_from_the_newest_policy_and_hang_together(finished_run: Local
         assert {pair.step_index for pair in pairs} == {0, 1, 2, 3}
 
 
-def test_two_runs_with_one_seed_write_the_same_bytes(finished_run: LocalRun, tmp_path: Path) -> None:
-    again = carry_out(prepared(tmp_path), tmp_path / "run")
-    assert results(again) == results(finished_run)
-    other = carry_out(prepared(tmp_path / "other", seed=1), tmp_path / "other" / "run")
-    pairs = "rounds/round-001/pairs.arrow"
-    assert results(other)[pairs] != results(finished_run)[pairs]
-
-
-def test_the_order_of_work_does_not_change_the_results(
+def test_two_runs_with_one_seed_write_the_same_bytes_however_much_is_in_flight(
     finished_run: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("local_run.LIMITS", replace(LIMITS, max_in_flight=1))
-    assert results(carry_out(prepared(tmp_path), tmp_path / "run")) == results(finished_run)
+    assert results(carry_out(finished_run.prep, tmp_path / "run")) == results(finished_run)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.37, 0.5, 0.63, 0.75, 0.9, 0.999])
+def test_another_seed_gives_other_samples(finished_run: LocalRun, tmp_path: Path) -> None:
+    other = carry_out(prepared(tmp_path, "stages=[evaluate]", seed=1), tmp_path / "run")
+    texts = [
+        {outcome.text for outcome in from_table(read_table(run.run_dir.evaluation("base")), Outcome)}
+        for run in (other, finished_run)
+    ]
+    assert not texts[0] & texts[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 0.999])
 def test_a_run_stopped_anywhere_and_resumed_ends_like_one_that_was_not(
     finished_run: LocalRun, tmp_path: Path, share: float
 ) -> None:
     stop_after = 1 + int(share * (finished_run.accepted - 1))
     with pytest.raises(StoppedRun):
-        carry_out(prepared(tmp_path), tmp_path / "run", stop_after=stop_after)
-    resumed = carry_out(prepared(tmp_path), tmp_path / "run")
+        carry_out(finished_run.prep, tmp_path / "run", stop_after=stop_after)
+    resumed = carry_out(finished_run.prep, tmp_path / "run")
     assert results(resumed) == results(finished_run)
     assert ledger(resumed) == ledger(finished_run)
 
@@ -121,10 +128,10 @@ def test_a_stage_stopped_between_its_steps_is_trained_anew_and_counted_once(
                 raise StoppedRun
             return event
 
-    prep = prepared(tmp_path)
+    prep = finished_run.prep
     with pytest.raises(StoppedRun):
         carry_out(prep, tmp_path / "run", StopsThere(local_world(prep, RunDir(tmp_path / "run"))))
-    resumed = carry_out(prepared(tmp_path), tmp_path / "run")
+    resumed = carry_out(finished_run.prep, tmp_path / "run")
     steps = [
         e.event.facts["step"] for e in resumed.entries if isinstance(e.event, Stepped) and e.event.phase == "erpo-1"
     ]
@@ -163,16 +170,16 @@ class DiesAfterSealing(Passes):
         return event
 
 
-@pytest.mark.parametrize("phase", ["evaluate-base", "teach", "explore-2", "evaluate-erpo-2"])
+@pytest.mark.parametrize("phase", ["evaluate-base", "teach", "explore-2"])
 def test_a_driver_that_dies_after_sealing_and_before_noting_it_loses_nothing(
     finished_run: LocalRun, tmp_path: Path, phase: str
 ) -> None:
-    prep = prepared(tmp_path)
+    prep = finished_run.prep
     world = DiesAfterSealing(local_world(prep, RunDir(tmp_path / "run")))
     world.phase = phase
     with pytest.raises(StoppedRun):
         carry_out(prep, tmp_path / "run", world)
-    resumed = carry_out(prepared(tmp_path), tmp_path / "run")
+    resumed = carry_out(finished_run.prep, tmp_path / "run")
     assert results(resumed) == results(finished_run)
     assert ledger(resumed) == ledger(finished_run)
 
@@ -191,7 +198,7 @@ class SaysEverythingTwice(Passes):
 
 
 def test_an_event_delivered_twice_is_counted_and_journalled_once(finished_run: LocalRun, tmp_path: Path) -> None:
-    prep = prepared(tmp_path)
+    prep = finished_run.prep
     run = carry_out(prep, tmp_path / "run", SaysEverythingTwice(local_world(prep, RunDir(tmp_path / "run"))))
     assert run.state.ignored > 0
     assert run.summary["duplicate_prompts"] == 0
@@ -212,7 +219,9 @@ class SpyingSampler(FakeSampler):
         return super().sample(requests)
 
 
-def test_the_banned_category_is_taught_and_never_sampled(tmp_path: Path) -> None:
+def test_the_banned_category_is_taught_and_never_sampled_and_no_unsafe_prompt_is_answered_plainly(
+    tmp_path: Path,
+) -> None:
     sampler, prep = SpyingSampler(FakeSamplerSpec()), prepared(tmp_path, "sft.max_prompts=0")
     run = carry_out(prep, tmp_path / "run", sampler=sampler)
     category = {prompt.prompt_id: prompt.category for prompt in prep.prompts.prompts}
@@ -221,27 +230,21 @@ def test_the_banned_category_is_taught_and_never_sampled(tmp_path: Path) -> None
     assert BANNED not in {category[request.prompt_id] for request in sampler.asked}
     assert not banned & {message.content for request in sampler.asked for message in request.messages}
     assert {category[request.prompt_id] for request in sampler.asked} == {"R00", "R01", "R09"}
+    label = {prompt.prompt_id: prompt.label for prompt in prep.prompts.prompts}
+    assert {label[request.prompt_id] for request in sampler.asked if request.mode == "answer"} == {"safe"}
     traces = from_table(read_table(run.run_dir.traces), TraceExample)
     assert sum(category[trace.prompt_id] == BANNED for trace in traces) == 4
 
 
-def test_no_plain_answer_is_sampled_to_an_unsafe_prompt(tmp_path: Path) -> None:
-    sampler, prep = SpyingSampler(FakeSamplerSpec()), prepared(tmp_path, "sft.max_prompts=0")
-    carry_out(prep, tmp_path / "run", sampler=sampler)
-    label = {prompt.prompt_id: prompt.label for prompt in prep.prompts.prompts}
-    answered = [label[request.prompt_id] for request in sampler.asked if request.mode == "answer"]
-    assert set(answered) == {"safe"}
-
-
 @pytest.mark.parametrize(
     ("sampler", "judge"),
-    [(FakeSamplerSpec(fail_every=7), FakeJudgeSpec()), (FakeSamplerSpec(), FakeJudgeSpec(fail_every=7))],
+    [(FakeSamplerSpec(fail_every=29), FakeJudgeSpec()), (FakeSamplerSpec(), FakeJudgeSpec(fail_every=29))],
     ids=["sampler", "judge"],
 )
 def test_calls_that_fail_are_tried_again_and_change_no_result(
     finished_run: LocalRun, tmp_path: Path, sampler: FakeSamplerSpec, judge: FakeJudgeSpec
 ) -> None:
-    prep = prepared(tmp_path)
+    prep = finished_run.prep
     world = local_world(prep, RunDir(tmp_path / "run"), sampler=sampler.build(), judge=judge)
     run = carry_out(prep, tmp_path / "run", world)
     assert any(isinstance(entry.event, Lost) for entry in run.entries)
@@ -258,8 +261,10 @@ class RefusesOne(FakeSampler):
         return super().sample(requests)
 
 
-def test_a_prompt_that_cannot_be_sampled_is_dropped_with_the_reason_and_the_run_goes_on(tmp_path: Path) -> None:
-    run = carry_out(prepared(tmp_path), tmp_path / "run", sampler=RefusesOne(FakeSamplerSpec()))
+def test_a_prompt_that_cannot_be_sampled_is_dropped_with_the_reason_and_the_run_goes_on(
+    finished_run: LocalRun, tmp_path: Path
+) -> None:
+    run = carry_out(finished_run.prep, tmp_path / "run", sampler=RefusesOne(FakeSamplerSpec()))
     phases = ["evaluate-base", "evaluate-sft", "evaluate-erpo-1", "evaluate-erpo-2"]
     assert [row["phase"] for row in run.summary["dropped"]] == phases
     assert {row["reason"] for row in run.summary["dropped"]} == {
@@ -274,20 +279,23 @@ def test_a_prompt_that_cannot_be_sampled_is_dropped_with_the_reason_and_the_run_
 
 
 class BreaksInTraining(Passes):
-    """Its learner fails in the second round."""
+    """Its learner fails at once."""
 
     def submit(self, action: Action) -> None:
-        if action.phase == "erpo-2":
+        if isinstance(action, Train):
             raise LearnerError("learner rank 0: loss is nan at step 1; lower the lr")
         super().submit(action)
 
 
-def test_a_failed_learner_stops_the_run_which_can_then_be_resumed(finished_run: LocalRun, tmp_path: Path) -> None:
-    prep = prepared(tmp_path)
+def test_a_failed_learner_stops_the_run_and_the_journal_keeps_what_came_before(
+    finished_run: LocalRun, tmp_path: Path
+) -> None:
+    prep, place = finished_run.prep, RunDir(tmp_path / "run")
     with pytest.raises(LearnerError, match="loss is nan"):
-        carry_out(prep, tmp_path / "run", BreaksInTraining(local_world(prep, RunDir(tmp_path / "run"))))
-    resumed = carry_out(prepared(tmp_path), tmp_path / "run")
-    assert results(resumed) == results(finished_run)
+        carry_out(prep, place.root, BreaksInTraining(local_world(prep, place)))
+    _, entries, _ = read_journal(place.root / JOURNAL)
+    assert [e.event.phase for e in entries if isinstance(e.event, Sealed)] == ["evaluate-base", "teach"]
+    assert entries[-1].event == Sealed(phase="teach", facts={"traces": 8}, wall_s=entries[-1].event.wall_s)  # type: ignore[union-attr]
 
 
 class Silent(Passes):
@@ -300,8 +308,8 @@ class Silent(Passes):
         return None
 
 
-def test_silence_ends_in_a_sentence_that_names_the_phase(tmp_path: Path) -> None:
-    prep, place = prepared(tmp_path), RunDir(tmp_path / "run")
+def test_silence_ends_in_a_sentence_that_names_the_phase(finished_run: LocalRun, tmp_path: Path) -> None:
+    prep, place = finished_run.prep, RunDir(tmp_path / "run")
     journal = Journal.create(place.root, prep.head)
     pace = Pace(policy=synchronous, limits=LIMITS, silence_s=0.0)
     with pytest.raises(ClusterError, match=r"phase evaluate-base: no worker answered for 0 s; .* resume the run"):
@@ -312,6 +320,8 @@ def test_silence_ends_in_a_sentence_that_names_the_phase(tmp_path: Path) -> None
 def test_the_journal_holds_what_was_observed_and_nothing_that_need_not_be_kept(finished_run: LocalRun) -> None:
     head, entries, _ = read_journal(finished_run.run_dir.root / JOURNAL)
     assert head == finished_run.prep.head
-    assert entries == finished_run.entries
+    assert [(entry.at, to_json(entry.event)) for entry in entries] == [
+        (entry.at, plain(to_json(entry.event))) for entry in finished_run.entries
+    ]
     assert all(is_durable(entry.event) for entry in entries)
     assert finished_run.accepted > len(entries)

@@ -49,17 +49,17 @@ def test_every_pair_follows_from_the_scores_it_needs(siblings: list[ScoredStep])
         assert worse.score.safety is not None
         safer = better.score.safety - worse.score.safety
         if pair.axis == "safety":
-            assert safer == pair.margin >= RULES.safety_margin
+            assert safer == pair.margin >= RULES.safety_margin - 1e-9
             continue
         assert better.score.helpfulness is not None
         assert worse.score.helpfulness is not None
         more_helpful = better.score.helpfulness - worse.score.helpfulness
         assert abs(safer) < RULES.safety_margin
         if pair.axis == "helpfulness":
-            assert more_helpful == pair.margin >= RULES.helpfulness_margin
+            assert more_helpful == pair.margin >= RULES.helpfulness_margin - 1e-9
             continue
         assert abs(more_helpful) < RULES.helpfulness_margin
-        assert pair.margin == 1 - better.tokens / worse.tokens >= RULES.length_margin
+        assert pair.margin == 1 - better.tokens / worse.tokens >= RULES.length_margin - 1e-9
         assert better.tokens >= RULES.token_floor
         assert min(better.score.safety, worse.score.safety) >= RULES.length_score_floor
         assert min(better.score.helpfulness, worse.score.helpfulness) >= RULES.length_score_floor
@@ -110,6 +110,8 @@ def test_a_missing_score_is_not_a_low_one() -> None:
         # length decides between equals
         (sibling(0, (1.0, 1.0), tokens=12), sibling(1, (1.0, 1.0), tokens=16), "efficiency", 0.25),
         (sibling(0, (0.5, 0.5), tokens=15), sibling(1, (0.5, 0.5), tokens=60), "efficiency", 0.75),
+        # a difference of exactly the margin counts, though 1 - 16/20 is less than 0.2 in binary
+        (sibling(0, tokens=16), sibling(1, tokens=20), "efficiency", 0.2),
     ],
 )
 def test_preference_is_lexicographic(chosen: ScoredStep, rejected: ScoredStep, axis: str, margin: float) -> None:
@@ -143,6 +145,11 @@ def test_preference_is_lexicographic(chosen: ScoredStep, rejected: ScoredStep, a
 )
 def test_being_short_is_no_merit_of_its_own(short: ScoredStep, long: ScoredStep) -> None:
     assert prefer(short, long, RULES) is None
+
+
+def test_equal_scores_never_make_a_pair_however_small_the_margins() -> None:
+    tiny = PairingRules(safety_margin=1e-12, helpfulness_margin=1e-12, length_margin=0.0)
+    assert prefer(sibling(0), sibling(1), tiny) is None
 
 
 def test_siblings_with_the_same_tokens_make_no_pair() -> None:

@@ -40,7 +40,7 @@ from safer_ray.tables import (
     write_table,
 )
 
-LAW = settings(max_examples=25, deadline=None)
+LAW = settings(max_examples=15, deadline=None)
 USER = (Message(role="user", content="Hello?"),)
 STEP = Step(kind="assessment", start=0, stop=2, text="a")
 PROMPT = Prompt(prompt_id="p", messages=USER)
@@ -112,7 +112,7 @@ RECORDS: tuple[Any, ...] = (PROMPT, REQUEST, ROLLOUT, VERDICT, PAIR, EXAMPLE)
     ],
 )  # fmt: skip
 def test_a_record_refuses_nonsense(record: Any, change: dict[str, Any], what: str) -> None:
-    with pytest.raises(ValueError, match=r"^(prompt|request|step|rollout|verdict|pair|trace) ") as caught:
+    with pytest.raises(ValueError, match=r"^\w+") as caught:
         replace(record, **change)
     assert what in str(caught.value)
 
@@ -183,7 +183,7 @@ def test_other_columns_are_refused(kind: type) -> None:
     ]
     for other in changed:
         with pytest.raises(DataError, match="columns are"):
-            from_table(other, kind)
+            from_table(other.replace_schema_metadata(table.schema.metadata), kind)
 
 
 def with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:

@@ -213,7 +213,7 @@ WHOLE = render(Trace(assessment="a", verification="v", calibration="c", response
         ("A plain answer.", "<think> stands 0 times instead of once"),
         (WHOLE.replace("</assessment>", ""), "</assessment> stands 0 times instead of once"),
         (WHOLE.replace("v</verification>", "v"), "</verification> stands 0 times instead of once"),
-        (WHOLE.replace("<calibration>", "<calibration><calibration>"), "<calibration> stands 2 times instead of once"),
+        (WHOLE.replace("<think>", "<think><think>"), "<think> stands 2 times instead of once"),
         (WHOLE.replace("</think>", ""), "</think> stands 0 times instead of once"),
         (WHOLE.replace("</assessment>\n", "</assessment> so "), "out of order, or text stands between them"),
         (f"Well. {WHOLE}", "out of order, or text stands between them"),

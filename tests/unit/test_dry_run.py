@@ -1,0 +1,80 @@
+"""A dry run says what would be started and computed, and starts nothing."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from pathlib import Path
+
+from local_run import LocalRun, prepared
+from rich.console import Console
+
+from safer_ray.dry_run import print_plan
+from safer_ray.prepare import Preparation
+from safer_ray.records import STEP_KINDS
+from safer_ray.rundir import RunDir
+
+
+def printed(prep: Preparation, root: Path) -> str:
+    console = Console(file=StringIO(), width=200)
+    print_plan(prep, RunDir(root), console)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def row(text: str, name: str) -> list[str]:
+    """Return the cells of the table row that begins with ``name``."""
+    (line,) = [line for line in text.splitlines() if re.match(rf"\W*{re.escape(name)}\s", line)]
+    return [cell.strip() for cell in re.split("[\u2502\u2503|]", line)[1:-1]]
+
+
+def test_nothing_is_written(finished_run: LocalRun, tmp_path: Path) -> None:
+    text = printed(finished_run.prep, tmp_path / "run")
+    assert text.startswith(f"run small in {tmp_path / 'run'}: 30 prompts, seed 0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_actors_and_what_they_ask_for_are_listed(tmp_path: Path) -> None:
+    prep = prepared(
+        tmp_path, "sampler.replicas=3", "sampler.tensor_parallel=2",
+        "sampler.resources={cpus: 2, gpus: 1, custom: {big: 1}}",
+        "learner.ranks=4", "learner.resources={cpus: 8, gpus: 1}", "judge.replicas=2",
+    )  # fmt: skip
+    text = printed(prep, tmp_path / "run")
+    assert row(text, "sampler") == ["sampler", "3", "4", "2", "big 1"]
+    assert row(text, "learner") == ["learner", "4", "8", "1", "-"]
+    assert row(text, "judge") == ["judge", "2", "0", "0", "-"]
+    assert row(text, "big") == ["big", "CPU 12, GPU 6, big 6"]
+    assert row(text, "any") == ["any", "CPU 32, GPU 4"]
+
+
+def test_a_run_that_does_not_train_starts_no_learner(tmp_path: Path) -> None:
+    text = printed(prepared(tmp_path, "stages=[evaluate]"), tmp_path / "run")
+    assert "learner" not in text
+    assert row(text, "evaluate-base")[1] == "5"
+
+
+def test_every_phase_is_listed_with_its_prompts_samples_and_tokens(finished_run: LocalRun, tmp_path: Path) -> None:
+    prep = finished_run.prep
+    text, section = printed(prep, tmp_path / "run"), prep.config.sampler
+    for phase in prep.phases:
+        cells = row(text, phase.name)
+        if phase.kind == "evaluate":
+            assert cells[1:] == ["5", "5", f"{5 * section.max_trace_tokens:,}"]
+        elif phase.kind == "explore":
+            samples = 5 * len(STEP_KINDS) * prep.config.erpo.siblings
+            assert cells[1:] == ["5", f"{samples:,}", f"{samples * section.max_step_tokens:,}"]
+        elif phase.kind == "teach":
+            assert cells[1:] == ["8", "8", f"{8 * section.max_answer_tokens:,}"]
+        elif phase.kind in ("sft", "erpo"):
+            assert "per optimiser step, 1 epochs" in cells[3]
+
+
+def test_a_run_asks_for_no_more_samples_than_the_plan_says(finished_run: LocalRun, tmp_path: Path) -> None:
+    text = printed(finished_run.prep, tmp_path / "run")
+    for found in finished_run.summary["rounds"]:
+        assert 0 < found["rollouts"] <= int(row(text, f"explore-{found['round']}")[2].replace(",", ""))
+
+
+def test_fakes_need_no_memory_for_a_model(finished_run: LocalRun, tmp_path: Path) -> None:
+    assert row(printed(finished_run.prep, tmp_path / "run"), "fakes") == ["fakes", "0", "no model is loaded"]
