@@ -157,13 +157,17 @@ def _run(config: RunConfig, run_dir: Path | None, *, resume: bool, overwrite: bo
     from safer_ray.run import execute
 
     place.root.mkdir(parents=True, exist_ok=True)
-    with ProgressView(out) as view:
-        execute(prep, place, resume=resume, overwrite=overwrite, observe=view.observe)
+    try:
+        with ProgressView(out) as view:
+            execute(prep, place, resume=resume, overwrite=overwrite, observe=view.observe)
+    except KeyboardInterrupt:
+        err.print("stopped; go on with --resume")
+        raise
     out.print(f"report: {place.root / 'report.html'}", soft_wrap=True)
 
 
 def main() -> None:
-    """Run the command line; a known error is one sentence and exit code 1, Ctrl-C is exit code 130."""
+    """Run the command line; a known error is one sentence and exit code 1; Typer makes Ctrl-C exit code 130."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("safer_ray").setLevel(os.environ.get("SAFER_RAY_LOG", "INFO"))
     try:
@@ -171,6 +175,3 @@ def main() -> None:
     except SaferRayError as exc:
         err.print(f"error: {exc}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("stopped; go on with --resume")
-        sys.exit(130)

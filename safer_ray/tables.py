@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -35,9 +34,14 @@ KINDS: dict[type, str] = {
 _SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-@cache
+_HINTS: dict[Any, dict[str, Any]] = {}
+"""Resolved annotations by record: resolving them anew for every row takes longer than reading the row."""
+
+
 def _hints(record: Any) -> dict[str, Any]:
-    return get_type_hints(record)
+    if record not in _HINTS:
+        _HINTS[record] = get_type_hints(record)
+    return _HINTS[record]
 
 
 def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:

@@ -63,7 +63,8 @@ class Server:
 
 def _command(model: Path, port: int) -> list[str]:
     return [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)),
+        # What `vllm serve` starts; the CPU wheel's own `vllm` command looks for a package named vllm and stops.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"),
         *("--reasoning-parser", "deepseek_r1", "--enforce-eager", "--dtype", "bfloat16"),
         *("--max-model-len", "1024", "--max-num-seqs", "4"),

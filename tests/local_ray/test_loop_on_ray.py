@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -217,6 +218,7 @@ class Failing:
 
 @pytest.fixture(scope="module")
 def failing(local_cluster: None) -> Iterator[Any]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import test modules
     make: Any = ray.remote(num_cpus=0)(Failing)
     actor = make.remote()
     yield actor

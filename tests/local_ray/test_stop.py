@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -36,7 +37,8 @@ class Stopped:
     code: int
     output: str
     session_dir: str
-    processes: list[psutil.Process]
+    processes: dict[psutil.Process, str]
+    """What ran before the interrupt, with names."""
     events: list[Event]
     summary: str
 
@@ -82,9 +84,11 @@ def stopped(scratch: str, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell that starts us in the background lets its children ignore interrupts; a terminal does not.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     _wait_until_exploring(run, root)
-    processes = psutil.Process(run.pid).children(recursive=True)
+    processes = {process: process.name() for process in psutil.Process(run.pid).children(recursive=True)}
     os.killpg(run.pid, signal.SIGINT)
     output, _ = run.communicate(timeout=STOP_DEADLINE_S)
     run_dir = RunDir(root)
@@ -106,8 +110,8 @@ def test_the_exit_code_is_that_of_an_interrupt_and_the_last_line_says_how_to_go_
 
 
 def test_no_process_and_no_file_of_the_session_is_left(stopped: Stopped) -> None:
-    assert any("raylet" in str(process) for process in stopped.processes), "the run was not on Ray"
-    _, alive = psutil.wait_procs(stopped.processes, timeout=STOP_DEADLINE_S)
+    assert "raylet" in stopped.processes.values(), "the run was not on Ray"
+    _, alive = psutil.wait_procs(list(stopped.processes), timeout=STOP_DEADLINE_S)
     assert alive == []
     names = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
     assert [words for words in names if any(stopped.session_dir in word for word in words or ())] == []

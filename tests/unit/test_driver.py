@@ -39,7 +39,8 @@ def results(run: LocalRun) -> dict[str, bytes]:
 def ledger(run: LocalRun) -> dict[str, Any]:
     steps = [{**step, "seconds": 0} for step in run.summary["training"]]
     done = {progress.phase.name: list(progress.done) for progress in run.state.phases}
-    return plain({**{name: run.summary[name] for name in LEDGER}, "training": steps, "done": done})
+    found = {**{name: run.summary[name] for name in LEDGER}, "training": steps, "done": done}
+    return dict(plain(found))
 
 
 def plain(values: Any) -> Any:
@@ -100,7 +101,7 @@ def test_another_seed_gives_other_samples(finished_run: LocalRun, tmp_path: Path
     assert not texts[0] & texts[1]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 0.999])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.999])
 def test_a_run_stopped_anywhere_and_resumed_ends_like_one_that_was_not(
     finished_run: LocalRun, tmp_path: Path, share: float
 ) -> None:
@@ -170,7 +171,7 @@ class DiesAfterSealing(Passes):
         return event
 
 
-@pytest.mark.parametrize("phase", ["evaluate-base", "teach", "explore-2"])
+@pytest.mark.parametrize("phase", ["evaluate-base", "explore-2"])
 def test_a_driver_that_dies_after_sealing_and_before_noting_it_loses_nothing(
     finished_run: LocalRun, tmp_path: Path, phase: str
 ) -> None:

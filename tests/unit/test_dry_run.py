@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
-from local_run import LocalRun, prepared
+from local_run import LocalRun, prepared, write_job
 from rich.console import Console
 
+from safer_ray.config_file import load_config
 from safer_ray.dry_run import print_plan
 from safer_ray.prepare import Preparation
 from safer_ray.records import STEP_KINDS
@@ -34,12 +36,13 @@ def test_nothing_is_written(finished_run: LocalRun, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_actors_and_what_they_ask_for_are_listed(tmp_path: Path) -> None:
-    prep = prepared(
-        tmp_path, "sampler.replicas=3", "sampler.tensor_parallel=2",
+def test_actors_and_what_they_ask_for_are_listed(finished_run: LocalRun, tmp_path: Path) -> None:
+    asked = (
+        "sampler.replicas=3", "sampler.tensor_parallel=2",
         "sampler.resources={cpus: 2, gpus: 1, custom: {big: 1}}",
         "learner.ranks=4", "learner.resources={cpus: 8, gpus: 1}", "judge.replicas=2",
     )  # fmt: skip
+    prep = replace(finished_run.prep, config=load_config(write_job(tmp_path), asked))
     text = printed(prep, tmp_path / "run")
     assert row(text, "sampler") == ["sampler", "3", "4", "2", "big 1"]
     assert row(text, "learner") == ["learner", "4", "8", "1", "-"]

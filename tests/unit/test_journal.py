@@ -95,6 +95,17 @@ def test_a_journal_cut_anywhere_gives_a_prefix_and_goes_on_from_there(
     assert read_journal(path)[1] == [*entries, added]
 
 
+def test_a_line_that_lacks_only_its_end_is_torn(tmp_path: Path) -> None:
+    written = write(tmp_path, [Dropped(phase="teach", item=n, reason="too long") for n in range(2)])
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes()[:-1])
+    journal, _, entries, torn = Journal.resume(tmp_path)
+    added = journal.append(Dropped(phase="teach", item=5, reason="too long"))
+    journal.close()
+    assert torn > 0
+    assert read_journal(path)[1] == [*entries, added] == [written[0], added]
+
+
 @LAW
 @given(histories, st.integers(0, 10**6), st.integers(1, 255))
 def test_reading_stops_at_a_flipped_byte(scratch: Path, history: list[Event], place: int, flip: int) -> None:

@@ -16,6 +16,7 @@ from made_records import STRATEGIES
 from safer_ray.backends.toy_policy import toy_prompts
 from safer_ray.errors import DataError
 from safer_ray.records import (
+    LABELS,
     NO_RULE,
     Lineage,
     Message,
@@ -125,8 +126,7 @@ def test_a_record_cannot_be_changed(record: Any) -> None:
 
 
 def test_the_gold_rule_is_the_category_only_where_it_is_violated() -> None:
-    labels = ("unsafe", "safe", "unknown")
-    assert [replace(PROMPT, category="R09", label=label).gold_rule for label in labels] == ["R09", NO_RULE, NO_RULE]
+    assert [replace(PROMPT, category="R09", label=label).gold_rule for label in LABELS] == ["R09", NO_RULE, NO_RULE]
 
 
 # tables
@@ -298,9 +298,9 @@ def test_a_bundle_gives_back_its_tables_by_kind(tmp_path_factory: pytest.TempPat
     write_bundle(tables, path)
     found = read_bundle(path)
     assert set(found) == ({"rollouts/1", "pairs/1"} if levels else set())
-    for kind, at in ((Rollout, 0), (StepPair, 1)):
-        read = from_table(found[KINDS[kind]], kind) if levels else []
-        assert read == [record for level in levels for record in level[at]]
+    if levels:
+        assert from_table(found["rollouts/1"], Rollout) == [record for rollouts, _ in levels for record in rollouts]
+        assert from_table(found["pairs/1"], StepPair) == [record for _, pairs in levels for record in pairs]
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
