@@ -67,7 +67,7 @@ def _config(model: Path, prompts: Path) -> RunConfig:
             "learner": {"zero_stage": 0, "threads": 1},
             "teacher": {"answers_per_prompt": 1},
             "sft": {
-                "optim": {"lr": 5e-3, "epochs": 90, "tokens_per_step": 2048, "pack_tokens": 1024},
+                "optim": {"lr": 5e-3, "epochs": 240, "tokens_per_step": 2048, "pack_tokens": 1024},
             },
             "erpo": {"rounds": 1, "prompts_per_round": 4, "siblings": 4, "optim": {"lr": 1e-3, "pack_tokens": 1024}},
             "evaluate": {"max_unsafe": 4, "max_safe": 4},
