@@ -7,6 +7,7 @@ Every field has a unit in its name or its description; a description is the help
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -122,6 +123,8 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> TeacherConfig:
+        if self.base_url and "@" in urlsplit(self.base_url).netloc:
+            raise ValueError("teacher.base_url holds a user or password; put the key into the variable key_env names")
         if self.kind == "openai" and not (self.base_url and self.model):
             raise ValueError("teacher.kind is openai, so teacher.base_url and teacher.model must be set")
         return self

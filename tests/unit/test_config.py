@@ -239,3 +239,10 @@ def test_a_config_cannot_be_changed() -> None:
 
 def test_all_stages_run_unless_said_otherwise(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "model: {id: m}\n")).stages == STAGE_ORDER
+
+
+def test_an_endpoint_with_a_password_in_it_is_refused_without_repeating_the_password(tmp_path: Path) -> None:
+    text = "model: {id: m}\nteacher: {kind: openai, model: t, base_url: 'https://me:hunter2@host/v1'}\n"
+    sentence = refusal(tmp_path, text)
+    assert "key_env" in sentence
+    assert "hunter2" not in sentence
