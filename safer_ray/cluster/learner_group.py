@@ -32,7 +32,7 @@ class LearnerGroup:
         """Place and build ``ask.workers`` ranks."""
         placed = await asyncio.to_thread(place, "learner", ask, strategy="PACK", deadline_s=start_deadline_s)
         actors = [
-            LearnerActor.options(**actor_options(placed, ask, rank, threads=threads)).remote()
+            LearnerActor.options(**actor_options(placed, ask, rank, threads=threads)).remote()  # type: ignore[attr-defined]
             for rank in range(ask.workers)
         ]
         group = cls(actors, placed, start_deadline_s)

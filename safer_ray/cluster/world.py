@@ -131,14 +131,14 @@ class RayWorld:
         fleet = self._fleet
         group = place(name, fleet.sampler_ask, strategy="STRICT_PACK", deadline_s=fleet.start_deadline_s)
         options = actor_options(group, fleet.sampler_ask, threads=fleet.sampler_threads)
-        actor = SamplerActor.options(**options, max_concurrency=1024).remote(fleet.sampler)
+        actor = SamplerActor.options(**options, max_concurrency=1024).remote(fleet.sampler)  # type: ignore[attr-defined]
         return Replica(name=name, actor=actor, group=group)
 
     def _new_grader(self, name: str) -> Replica:
         fleet = self._fleet
         group = place(name, fleet.grader_ask, strategy="PACK", deadline_s=fleet.start_deadline_s)
         options = actor_options(group, fleet.grader_ask, threads=1)
-        actor = GraderActor.options(**options, max_concurrency=fleet.grader_threads).remote(fleet.grader)
+        actor = GraderActor.options(**options, max_concurrency=fleet.grader_threads).remote(fleet.grader)  # type: ignore[attr-defined]
         return Replica(name=name, actor=actor, group=group)
 
     async def _refit(self, replica: Replica) -> None:
