@@ -133,7 +133,9 @@ def test_a_checkpoint_replaces_what_was_there_and_leaves_nothing_aside(learner: 
 
 
 def test_a_spec_crosses_to_an_actor_and_closing_twice_is_harmless(backend: Backend) -> None:
-    learner = start(pickle.loads(pickle.dumps(backend.spec)))
+    spec = pickle.loads(pickle.dumps(backend.spec))
+    assert spec == backend.spec
+    learner = start(spec)
     learner.close()
     learner.close()
 

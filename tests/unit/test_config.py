@@ -167,7 +167,7 @@ def test_any_text_given_is_a_config_or_one_of_our_sentences(
     path.write_text(f"model: {{id: m}}\n{text}", encoding="utf-8")
     for given_ in ([], [override], [f"model.{override}"]):
         with suppress(SaferRayError):
-            load_config(path, given_)
+            assert isinstance(load_config(path, given_), RunConfig)
 
 
 # jobs
