@@ -161,6 +161,10 @@ class SftConfig(Section):
     """Stage one: imitate the traces."""
 
     max_prompts: int = Field(0, ge=0, description="traces are written for this many train prompts; 0: all")
+    balance: Literal["none", "labels", "labels_by_form"] = Field(
+        "none",
+        description="labels: cut the larger of unsafe and safe traces to the smaller; labels_by_form: in every form",
+    )
     traces: str | None = Field(None, description="existing traces (a traces/sft.arrow) to train on instead of synth's")
     step_weights: dict[StepKind, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="weight of a token by its step; steps not named weigh 1"

@@ -213,6 +213,10 @@ def _counts(run: RunRecord) -> list[tuple[str, str]]:
     """Return the counts that say whether the run went as it should."""
     summary, traces, sampler = run.summary, _mapping(run.summary.get("traces")), _mapping(run.summary.get("sampler"))
     rejected = [f"{reason}: {number(count)}" for reason, count in sorted(_mapping(traces.get("rejected")).items())]
+    left = [
+        f"{row.get('name')}: {number(row.get('kept'))} of {number(row.get('given'))}"
+        for row in _mappings(traces.get("filters"))
+    ]
     updates = [_finite(row.get("seconds")) for row in _mappings(summary.get("weight_updates"))]
     seconds = [value for value in updates if value is not None]
     reasons = Counter(str(row.get("reason")) for row in _mappings(summary.get("dropped")))
@@ -223,6 +227,7 @@ def _counts(run: RunRecord) -> list[tuple[str, str]]:
         ("Prompts trained twice", number(summary.get("duplicate_prompts"))),
         ("Rows not readable", number(summary.get("bad_rows"))),
         ("Traces accepted", number(traces.get("accepted"))),
+        ("Traces left by each filter", "; ".join(left) or _NO_VALUE),
         ("Traces rejected", "; ".join(rejected) or ("none" if traces else _NO_VALUE)),
         ("Weight updates", f"{len(seconds)}, the slowest {max(seconds):.2f} s" if seconds else _NO_VALUE),
         ("Tokens generated", number(sampler.get("generated_tokens"))),

@@ -31,7 +31,7 @@ from safer_ray.prepare import Preparation
 from safer_ray.records import Prompt
 from safer_ray.report import write_report
 from safer_ray.rundir import RunDir
-from safer_ray.specs import fleet_of, round_facts, train_task
+from safer_ray.specs import curation_of, fleet_of, round_facts, train_task
 from safer_ray.summary import MemoryPeak, summarise, write_summary
 from safer_ray.tables import to_table, write_table
 
@@ -153,6 +153,7 @@ def make_world(prep: Preparation, run_dir: RunDir, state: LoopState) -> World:
         lambda number: round_facts(config, number),
         lambda name: train_task(config, by_name[name], run_dir),
         frozenset(config.prompts.never_sample),
+        curation_of(config),
     )
     model = config.model.id
     if config.sampler.kind != "fake":

@@ -34,8 +34,13 @@ class RunDir:
 
     @property
     def traces(self) -> Path:
-        """Synthetic traces, ``traces/1``."""
+        """Synthetic traces to train on, ``traces/1``."""
         return self.root / "traces" / "sft.arrow"
+
+    @property
+    def written_traces(self) -> Path:
+        """Every trace that was written, where filters leave some of them out of ``traces``."""
+        return self.root / "traces" / "written.arrow"
 
     @property
     def teacher_cache(self) -> Path:

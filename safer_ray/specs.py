@@ -28,6 +28,7 @@ from safer_ray.cluster.placement import Ask
 from safer_ray.cluster.world import Fleet
 from safer_ray.config import OptimConfig, Resources, RunConfig
 from safer_ray.config_file import default_threads
+from safer_ray.core.curation import Curation
 from safer_ray.core.pairing import PairingRules
 from safer_ray.core.plan import Phase
 from safer_ray.core.rule_text import student_system_prompt
@@ -148,6 +149,11 @@ def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
             return LlmTeacherSpec(endpoint=endpoint, **student)  # type: ignore[arg-type]
         case _:
             assert_never(section.kind)
+
+
+def curation_of(config: RunConfig) -> Curation:
+    """Return how written traces are filtered before SFT."""
+    return Curation(balance=config.sft.balance, seed=config.seed)
 
 
 def learner_spec(config: RunConfig, model: str) -> LearnerSpec:

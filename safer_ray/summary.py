@@ -61,7 +61,7 @@ def summarise(
         "evaluations": [facts[name] for name in evaluated if name in facts],
         "rounds": _rounds(state, facts, steps),
         "training": steps,
-        "traces": _traces(state),
+        "traces": _traces(state, facts),
         "weight_updates": [
             {"version": e.version, "seconds": round(e.wall_s, 3), "nbytes": e.nbytes}
             for e in events
@@ -131,13 +131,16 @@ def _mean(values: Any) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def _traces(state: LoopState) -> dict[str, Any]:
+def _traces(state: LoopState, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what became of every trace: written or not and why, then what each filter left."""
     counts: Counter[str] = Counter()
+    filters: list[dict[str, Any]] = []
     for progress in state.phases:
         if progress.phase.kind == "teach":
             counts.update(progress.counts)
+            filters += facts.get(progress.phase.name, {}).get("filters", [])
     rejected = {name.removeprefix("rejected: "): n for name, n in counts.items() if name.startswith("rejected: ")}
-    return {"accepted": counts["accepted"], "rejected": dict(sorted(rejected.items()))}
+    return {"accepted": counts["accepted"], "rejected": dict(sorted(rejected.items())), "filters": filters}
 
 
 def write_summary(summary: Mapping[str, Any], path: Path) -> None:

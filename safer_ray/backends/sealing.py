@@ -15,21 +15,25 @@ from typing import Any
 
 import pyarrow as pa
 
+from safer_ray.core.curation import Curation, curate
 from safer_ray.core.metrics import evaluate_outcomes
 from safer_ray.core.plan import Phase
 from safer_ray.records import Outcome, Prompt, Rollout, StepPair, TraceExample, Verdict
 from safer_ray.rundir import RunDir
-from safer_ray.tables import KINDS, concat, from_table, read_bundle, read_table, write_table
+from safer_ray.tables import KINDS, concat, from_table, read_bundle, read_table, to_table, write_table
 
 
-def seal(phase: Phase, run_dir: RunDir, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def seal(phase: Phase, run_dir: RunDir, prompts: Sequence[Prompt], curation: Curation) -> dict[str, Any]:
     """Merge the shards of ``phase`` and return its facts: counts, or the metrics of an evaluation.
+
+    Written traces are filtered by ``curation``; where that may leave some out, all of them are kept beside.
 
     Sealing again, because the driver died before it noted that it had, finds the final files and keeps them.
     """
     shards_dir = run_dir.shards(phase.name)
     sealed = not shards_dir.exists()
     shards = [read_bundle(path) for path in sorted(shards_dir.glob("*.arrow"))]
+    facts: dict[str, Any]
 
     def merge(kind: type, path: Path) -> pa.Table:
         if sealed and path.exists():
@@ -41,7 +45,8 @@ def seal(phase: Phase, run_dir: RunDir, prompts: Sequence[Prompt]) -> dict[str, 
 
     match phase.kind:
         case "teach":
-            facts: dict[str, Any] = {"traces": merge(TraceExample, run_dir.traces).num_rows}
+            written = merge(TraceExample, run_dir.written_traces if curation.filters else run_dir.traces)
+            facts = _curated(written, run_dir, prompts, curation)
         case "explore":
             folder = run_dir.round(phase.round)
             merge(Rollout, folder / "rollouts.arrow")
@@ -56,6 +61,16 @@ def seal(phase: Phase, run_dir: RunDir, prompts: Sequence[Prompt]) -> dict[str, 
             raise AssertionError(f"phase {phase.name} gathers nothing")
     _remove(shards_dir)
     return facts
+
+
+def _curated(written: pa.Table, run_dir: RunDir, prompts: Sequence[Prompt], curation: Curation) -> dict[str, Any]:
+    """Write the traces to train on, if any may be left out, and return how many there are after each filter."""
+    if not curation.filters:
+        return {"traces": written.num_rows}
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    kept, counts = curate(from_table(written, TraceExample), by_id, curation)
+    write_table(to_table(kept, TraceExample), run_dir.traces)
+    return {"traces": len(kept), "written": written.num_rows, "filters": [asdict(count) for count in counts]}
 
 
 def _remove(shards_dir: Path) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from safer_ray.backends.base import Learner, Sampler, StepReport, TrainTask
 from safer_ray.backends.grader import Grader, LevelReply, LevelTask, RoundFacts
 from safer_ray.backends.sealing import seal
+from safer_ray.core.curation import Curation
 from safer_ray.core.events import (
     Action,
     Drop,
@@ -81,12 +82,14 @@ class Scene:
         round_facts: Callable[[int], RoundFacts],
         train_task: Callable[[str], TrainTask],
         never_sample: frozenset[str],
+        curation: Curation,
     ) -> None:
         self.book = book
         self.run_dir = run_dir
         self.round_facts = round_facts
         self.train_task = train_task
         self.never_sample = never_sample
+        self.curation = curation
 
     def request(self, action: Sample) -> SampleRequest | None:
         """Return the request of an action, or None where nothing must or may be sampled."""
@@ -113,6 +116,10 @@ class Scene:
         else:
             self.book.move(action, Position(prefix_ids=reply.prefix_ids, history=reply.history))
         return judged_event(action, final=reply.final, counts=reply.counts)
+
+    def seal(self, name: str) -> dict[str, Any]:
+        """Merge a gather phase's shards and return its facts."""
+        return seal(self.book.phase(name), self.run_dir, self.book.prompts(name), self.curation)
 
     def stage(self, name: str) -> TrainTask | None:
         """Return a training stage, or None for an ERPO round that found no preference at all.
@@ -178,8 +185,8 @@ class LocalWorld:
             case Drop():
                 self._events.append(Dropped(phase=action.phase, item=action.item, reason=action.reason))
             case Seal():
-                phase, begun = self._scene.book.phase(action.phase), time.perf_counter()
-                facts = seal(phase, self._scene.run_dir, self._scene.book.prompts(action.phase))
+                begun = time.perf_counter()
+                facts = self._scene.seal(action.phase)
                 self._events.append(Sealed(phase=action.phase, facts=facts, wall_s=time.perf_counter() - begun))
             case Train():
                 self._train(action)

@@ -20,7 +20,6 @@ from ray.exceptions import RayError
 
 from safer_ray.backends.base import LearnerSpec, SamplerSpec
 from safer_ray.backends.grader import GraderSpec
-from safer_ray.backends.sealing import seal
 from safer_ray.backends.world import Scene, judged_event, sampled_event, step_facts
 from safer_ray.cluster.actors import GraderActor, SamplerActor, answer
 from safer_ray.cluster.learner_group import LearnerGroup
@@ -258,9 +257,8 @@ class RayWorld:
         return judged_event(action, final=True, counts=kept.counts)
 
     async def _seal(self, action: Seal) -> Sealed:
-        phase, begun = self._scene.book.phase(action.phase), time.perf_counter()
-        prompts = self._scene.book.prompts(action.phase)
-        facts = await asyncio.to_thread(seal, phase, self._scene.run_dir, prompts)
+        begun = time.perf_counter()
+        facts = await asyncio.to_thread(self._scene.seal, action.phase)
         return Sealed(phase=action.phase, facts=facts, wall_s=time.perf_counter() - begun)
 
     async def _train(self, action: Train) -> Trained:

@@ -12,6 +12,7 @@ from safer_ray.backends.fake import FakeJudgeSpec, FakeLearnerSpec, FakeSamplerS
 from safer_ray.backends.grader import GraderSpec, RoundFacts
 from safer_ray.backends.world import LocalWorld, Scene, World
 from safer_ray.config_file import load_config
+from safer_ray.core.curation import Curation
 from safer_ray.core.events import Event, is_durable
 from safer_ray.core.items import Breadth, ItemBook
 from safer_ray.core.loop import Limits, LoopState, synchronous
@@ -101,6 +102,7 @@ def local_world(
         lambda number: RoundFacts(round=number, **facts),  # type: ignore[arg-type]
         train_task,
         frozenset(config.prompts.never_sample),
+        Curation(balance=config.sft.balance, seed=config.seed),
     )
     grader = GraderSpec(
         judge=judge or FakeJudgeSpec(seed=config.seed),

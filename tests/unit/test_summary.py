@@ -116,7 +116,7 @@ def test_rejected_traces_are_counted_by_reason() -> None:
         Judged(phase="teach", item=item, level=0, attempt=0, final=True, counts=counts) for item in (0, 1)
     ]  # fmt: skip
     summary = summary_of(*events, state=fold(plan, events))
-    assert summary["traces"] == {"accepted": 2, "rejected": {"the answer is empty": 2}}
+    assert summary["traces"] == {"accepted": 2, "rejected": {"the answer is empty": 2}, "filters": []}
 
 
 def test_weight_updates_are_listed_in_order() -> None:
