@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup
 
 from safer_ray.cluster.actors import answer
 from safer_ray.cluster.placement import release
+from safer_ray.core.replicas import PoolStatus, ReplicaState, ReplicaStatus
 from safer_ray.errors import ClusterError, SaferRayError
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,33 @@ class Pool:
                 return []
 
         return [found for part in await asyncio.gather(*map(one, self._serving())) for found in part]
+
+    def statuses(self) -> list[ReplicaStatus]:
+        """Return every replica as a status page shows it."""
+        return [
+            ReplicaStatus(
+                name=replica.name,
+                role=self.role,
+                state=ReplicaState.SERVING if replica.serving else ReplicaState.JOINING,
+                policy_version=None,
+                in_flight=replica.in_flight,
+                answered=0,
+                node=replica.node,
+            )
+            for replica in list(self.replicas)
+        ]
+
+    def status(self) -> PoolStatus:
+        """Return the pool as a status page shows it."""
+        in_flight = sum(replica.in_flight for replica in list(self.replicas))
+        return PoolStatus(
+            role=self.role,
+            wanted=len(self.replicas),
+            waiting=0,
+            in_flight=in_flight,
+            answers_per_s=0.0,
+            restarts=self.restarts,
+        )
 
     def stop(self) -> None:
         """Kill every replica and give its resources back."""

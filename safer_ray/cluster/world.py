@@ -43,6 +43,7 @@ from safer_ray.core.events import (
     Train,
     Trained,
 )
+from safer_ray.core.replicas import PoolStatus, ReplicaStatus
 from safer_ray.errors import (
     ClusterError,
     DataError,
@@ -323,6 +324,14 @@ class RayWorld:
             for name, value in row.items():
                 total[name] = total.get(name, 0) + value
         return {"sampler": total, "sampler_restarts": self._samplers.restarts}
+
+    def replicas(self) -> list[ReplicaStatus]:
+        """Return where every sampler and judge is in its life; from any thread, without asking them."""
+        return [*self._samplers.statuses(), *self._graders.statuses()]
+
+    def pools(self) -> list[PoolStatus]:
+        """Return queue depths and rates, by role; from any thread, without asking anybody."""
+        return [self._samplers.status(), self._graders.status()]
 
     def _run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

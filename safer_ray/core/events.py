@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 # ---- actions ---------------------------------------------------------------------------------------------------
@@ -89,12 +89,18 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """Work on one item failed or vanished; it will be asked for again."""
+    """Work on one item failed or vanished; it will be asked for again.
+
+    ``killed_worker``: its worker died under it, which alone says nothing against the item. ``alone``: the worker
+    was working on nothing else.
+    """
 
     phase: str
     item: int
     attempt: int
     reason: str
+    killed_worker: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +182,7 @@ def from_json(row: dict[str, Any]) -> Event:
         raise ValueError(f"unknown event {row.get('event')!r}; known are {', '.join(EVENTS)}")
     names = {item.name for item in fields(kind)}
     given = {name: value for name, value in row.items() if name in names}
-    if names - given.keys():
-        raise ValueError(f"event {kind.__name__} lacks {', '.join(sorted(names - given.keys()))}")
+    lacking = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+    if lacking := lacking - given.keys():
+        raise ValueError(f"event {kind.__name__} lacks {', '.join(sorted(lacking))}")
     return kind(**given)

@@ -35,6 +35,8 @@ from safer_ray.core.events import (
 )
 from safer_ray.core.plan import Phase
 
+_DEATHS_TO_QUARANTINE = 2
+
 
 @dataclass(slots=True)
 class Item:
@@ -56,6 +58,10 @@ class Progress:
     ready: deque[int] = field(default_factory=deque)
     tries: dict[int, int] = field(default_factory=dict)
     last_reason: dict[int, str] = field(default_factory=dict)
+    deaths: dict[int, int] = field(default_factory=dict)
+    """Workers that died while they worked on the item."""
+    quarantined: set[int] = field(default_factory=set)
+    """Items that took a second worker with them, with no other work on it that could have done it."""
     cursor: int = 0
     finished_items: int = 0
     dropped_items: int = 0
@@ -161,8 +167,13 @@ def _on_lost(progress: Progress, event: Lost) -> bool:
     item = progress.open.get(event.item)
     if progress.done[event.item] or (item is not None and item.attempt != event.attempt):
         return False
-    progress.tries[event.item] = progress.tries.get(event.item, 0) + 1
     progress.last_reason[event.item] = event.reason
+    if event.killed_worker:  # no fault of an item that was merely there: it costs no try
+        progress.deaths[event.item] = progress.deaths.get(event.item, 0) + 1
+        if event.alone and progress.deaths[event.item] >= _DEATHS_TO_QUARANTINE:
+            progress.quarantined.add(event.item)
+    else:
+        progress.tries[event.item] = progress.tries.get(event.item, 0) + 1
     if item is not None:
         progress.open[event.item] = Item(attempt=item.attempt + 1)
         progress.ready.append(event.item)
@@ -176,8 +187,9 @@ def _settle(progress: Progress, index: int, judged: Judged | None) -> bool:
     if progress.done[index] or stale:
         return False
     progress.done[index] = 1 if judged else 2
-    for table in (progress.open, progress.tries, progress.last_reason):
+    for table in (progress.open, progress.tries, progress.last_reason, progress.deaths):
         table.pop(index, None)  # type: ignore[attr-defined]
+    progress.quarantined.discard(index)
     if judged is None:
         progress.dropped_items += 1
         return True
@@ -229,19 +241,29 @@ def _gather(progress: Progress, limits: Limits) -> list[Action]:
         item = progress.open.get(index)
         if item is None or item.waiting:
             continue
-        if progress.tries.get(index, 0) >= limits.max_tries:
-            actions.append(Drop(phase=phase.name, item=index, reason=progress.last_reason[index]))
+        if reason := _given_up(progress, index, limits):
+            actions.append(Drop(phase=phase.name, item=index, reason=reason))
             continue
         actions.append(_next_action(phase, index, item))
     while len(progress.open) < limits.max_in_flight and progress.cursor < phase.items:
         index = progress.cursor
         progress.cursor += 1
         if not progress.done[index] and index not in progress.open:
+            if reason := _given_up(progress, index, limits):  # the run stopped before the drop was journalled
+                actions.append(Drop(phase=phase.name, item=index, reason=reason))
+                continue
             progress.open[index] = Item()
             actions.append(_next_action(phase, index, progress.open[index]))
     if progress.settled and not progress.asked:
         actions.append(Seal(phase=phase.name))
     return actions
+
+
+def _given_up(progress: Progress, index: int, limits: Limits) -> str:
+    """Return why an item is not tried again, "" if it is."""
+    if index in progress.quarantined:
+        return f"quarantined after {progress.deaths[index]} workers died of it: {progress.last_reason[index]}"
+    return progress.last_reason[index] if progress.tries.get(index, 0) >= limits.max_tries else ""
 
 
 def _next_action(phase: Phase, index: int, item: Item) -> Action:

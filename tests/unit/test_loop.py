@@ -148,6 +148,34 @@ def test_an_item_that_fails_too_often_is_dropped_with_its_last_reason() -> None:
     assert synchronous(state, LIMITS) == [Drop(phase="evaluate-base", item=0, reason="failure 2")]
 
 
+def lose_worker(state: LoopState, attempt: int, *, alone: bool) -> list[Action]:
+    """Submit what the policy asks for, answer that the worker died, and return what it asks for next."""
+    for action in synchronous(state, LIMITS):
+        submitted(state, action)
+    reason = f"sampler-{attempt} died"
+    lost = Lost(phase="evaluate-base", item=0, attempt=attempt, reason=reason, killed_worker=True, alone=alone)
+    apply(state, from_json(to_json(lost)))
+    return synchronous(state, LIMITS)
+
+
+def test_an_item_that_kills_two_workers_is_quarantined_and_bystanders_never_are() -> None:
+    plan = make_plan(("evaluate",), PlanSizes(teach=0, explore=0, evaluate=1, rounds=0))
+    state = LoopState.of(plan)
+    for attempt in range(LIMITS.max_tries + 2):
+        (again,) = lose_worker(state, attempt, alone=False)
+        assert again == Sample(phase="evaluate-base", item=0, level=0, attempt=attempt + 1)
+    state = LoopState.of(plan)
+    assert isinstance(lose_worker(state, 0, alone=True)[0], Sample)
+    reason = "quarantined after 2 workers died of it: sampler-1 died"
+    assert lose_worker(state, 1, alone=True) == [Drop(phase="evaluate-base", item=0, reason=reason)]
+
+
+def test_an_item_given_up_just_before_the_run_stopped_is_dropped_when_it_is_resumed() -> None:
+    plan = make_plan(("evaluate",), PlanSizes(teach=0, explore=0, evaluate=1, rounds=0))
+    lost = [Lost(phase="evaluate-base", item=0, attempt=attempt, reason="gone") for attempt in range(LIMITS.max_tries)]
+    assert synchronous(fold(plan, lost), LIMITS) == [Drop(phase="evaluate-base", item=0, reason="gone")]
+
+
 def test_the_plan_evaluates_every_checkpoint_after_it_was_published() -> None:
     names = [phase.name for phase in make_plan(STAGES, PlanSizes(teach=1, explore=1, evaluate=1, rounds=2))]
     assert names == [
