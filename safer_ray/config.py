@@ -6,7 +6,7 @@ Every field has a unit in its name or its description; a description is the help
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -214,12 +214,26 @@ class EvaluateConfig(Section):
 class LoopConfig(Section):
     """How the driver keeps workers busy, and how long it waits for anything."""
 
-    policy: Literal["synchronous"] = Field("synchronous", description="what is worked on when")
-    max_in_flight: Count = Field(48, description="prompts being worked on at once")
+    policy: Literal["synchronous", "one_round_ahead", "fully_async"] = Field(
+        "synchronous", description="what is worked on when; one_round_ahead and fully_async explore while training"
+    )
+    max_in_flight: Count = Field(48, description="prompts being worked on at once, over all phases together")
     max_tries: Count = Field(3, description="a prompt that failed this often is dropped, with the reason")
-    max_lag: int = Field(0, ge=0, description="oldest policy version a pair may have, behind the learner")
+    max_lag: int = Field(
+        0,
+        ge=0,
+        description="policy versions a pair may be behind the learner; unless given: synchronous 0, one_round_ahead 1, "
+        "fully_async 2",
+    )
     start_deadline_s: Seconds = Field(600.0, description="placement and start of engines and ranks")
     call_deadline_s: Seconds = Field(1800.0, description="one sample, judge, publish or optimiser step")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lag_of_the_policy(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "max_lag" not in given:
+            return {**given, "max_lag": {"one_round_ahead": 1, "fully_async": 2}.get(str(given.get("policy")), 0)}
+        return given
 
 
 class ClusterConfig(Section):
@@ -262,6 +276,10 @@ class RunConfig(Section):
             raise ValueError(
                 "loop.max_lag must be 0 with loop.policy synchronous: its samplers always have the newest weights"
             )
+        if self.loop.policy == "one_round_ahead" and self.loop.max_lag != 1:
+            raise ValueError("loop.max_lag must be 1 with loop.policy one_round_ahead; fully_async takes any")
+        if self.loop.policy == "fully_async" and not self.loop.max_lag:
+            raise ValueError("loop.max_lag 0 lets nothing run ahead: raise it, or set loop.policy to synchronous")
         longest = max(self.sampler.max_trace_tokens, self.sampler.max_answer_tokens, 4 * self.sampler.max_step_tokens)
         if longest >= self.sampler.max_model_len:
             raise ValueError(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from safer_ray.backends.world import World
 from safer_ray.core.events import Event, is_durable
-from safer_ray.core.loop import Limits, LoopState, Policy, apply, submitted
+from safer_ray.core.loop import LoopState, admitted, apply, awaited, submitted
+from safer_ray.core.policies import Limits, Policy
 from safer_ray.errors import ClusterError
 from safer_ray.journal import Entry, Journal
 
@@ -29,7 +30,8 @@ class Pace:
 def drive(state: LoopState, world: World, journal: Journal, *, pace: Pace, observe: Observer) -> None:
     """Run until no phase is left.
 
-    An event is journalled before anything is decided on it, and only if it changed the state.
+    An event is journalled before anything is decided on it, and only if it changed the state. Samples of a policy
+    version their phase does not take never get that far (``admitted``).
 
     Raises:
         SaferRayError: whatever the world cannot go on without; or ClusterError after ``pace.silence_s`` without
@@ -44,11 +46,11 @@ def drive(state: LoopState, world: World, journal: Journal, *, pace: Pace, obser
         if event is None:
             if time.monotonic() - heard > pace.silence_s:
                 raise ClusterError(
-                    f"phase {state.current.phase.name}: no worker answered for {pace.silence_s:.0f} s; "
-                    "see the workers' logs, then resume the run"
+                    f"phase {state.current.phase.name}: no worker answered for {pace.silence_s:.0f} s "
+                    f"({awaited(state)}); see the workers' logs, then resume the run"
                 )
             continue
-        heard = time.monotonic()
+        heard, event = time.monotonic(), admitted(state, event)
         if not apply(state, event):
             continue
         at = journal.append(event).at if is_durable(event) else time.time()

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from safer_ray.backends.model_size import engine_gib, model_size, rank_gib
 from safer_ray.backends.models import resolve_model
-from safer_ray.config import Resources, RunConfig
+from safer_ray.config import LoopConfig, Resources, RunConfig
 from safer_ray.prepare import Preparation
 from safer_ray.records import STEP_KINDS
 from safer_ray.rundir import RunDir
@@ -24,6 +24,7 @@ def print_plan(prep: Preparation, run_dir: RunDir, console: Console) -> None:
     console.print(_actors(config))
     console.print(_node_types(config))
     console.print(_phases(prep))
+    console.print(_order(config.loop))
     console.print(_memory(config))
 
 
@@ -83,6 +84,18 @@ def _phases(prep: Preparation) -> Table:
                 continue
         table.add_row(phase.name, f"{phase.items:,}", f"{samples:,}", f"{samples * longest:,}")
     return table
+
+
+_ORDERS = {
+    "synchronous": "one phase after the other; every preference is from the newest weights",
+    "one_round_ahead": "the next round is explored while this one trains and publishes",
+    "fully_async": "rounds are explored side by side, while others train and publish",
+}
+
+
+def _order(loop: LoopConfig) -> str:
+    lag = f"; preferences may be {loop.max_lag} versions behind the newest weights" if loop.max_lag else ""
+    return f"policy {loop.policy}: {_ORDERS[loop.policy]}{lag}; {loop.max_in_flight} prompts in flight at most"
 
 
 def _memory(config: RunConfig) -> Table:

@@ -54,7 +54,9 @@ def prepare(config: RunConfig) -> Preparation:
         evaluate=len(shares.test),
         rounds=config.erpo.rounds,
     )
-    phases = make_plan(config.stages, sizes, evaluate_each=config.evaluate.checkpoints == "all")
+    phases = make_plan(
+        config.stages, sizes, evaluate_each=config.evaluate.checkpoints == "all", max_lag=config.loop.max_lag
+    )
     by_phase = {phase.name: shares.of(phase) for phase in phases}
     for phase in phases:
         if phase.gathers and not by_phase[phase.name]:

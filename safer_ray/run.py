@@ -22,8 +22,9 @@ from safer_ray.cluster.world import RayWorld
 from safer_ray.config import RunConfig
 from safer_ray.core.events import Event, is_durable
 from safer_ray.core.items import Breadth, ItemBook
-from safer_ray.core.loop import POLICIES, Limits, LoopState
+from safer_ray.core.loop import LoopState
 from safer_ray.core.plan import Phase
+from safer_ray.core.policies import POLICIES, Limits
 from safer_ray.driver import Observer, Pace, drive, replay
 from safer_ray.errors import JournalError
 from safer_ray.journal import JOURNAL, Entry, Journal

@@ -10,12 +10,13 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from safer_ray.backends.base import Learner, Sampler, StepReport, TrainTask
 from safer_ray.backends.grader import Grader, LevelReply, LevelTask, RoundFacts
@@ -43,7 +44,7 @@ from safer_ray.core.items import ItemBook, Position
 from safer_ray.errors import DataError, JudgeError, SamplerError, TeacherError, WeightsError
 from safer_ray.records import Rollout, SampleRequest
 from safer_ray.rundir import RunDir
-from safer_ray.tables import read_table, to_table
+from safer_ray.tables import read_table, to_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +123,22 @@ class Scene:
         return seal(self.book.phase(name), self.run_dir, self.book.prompts(name), self.curation)
 
     def stage(self, name: str) -> TrainTask | None:
-        """Return a training stage, or None for an ERPO round that found no preference at all.
+        """Return a training stage without stale preferences, or None for an ERPO round that has none at all.
 
         Such a round leaves the weights as they are; SFT without traces is the learner's error.
         """
         task = self.train_task(name)
-        if task.kind == "erpo" and not read_table(Path(task.data_path)).num_rows:
+        if task.kind != "erpo":
+            return task
+        pairs, oldest = read_table(Path(task.data_path)), self.book.phase(name).oldest
+        fresh = pairs.filter(pc.greater_equal(pairs["policy_version"], oldest))
+        if stale := pairs.num_rows - fresh.num_rows:
+            # Only a run that was resumed with a smaller max_lag gets here: see core.loop.admitted.
+            logger.warning("stale preferences dropped stage=%s count=%d oldest_version=%d", name, stale, oldest)
+            path = Path(task.data_path).with_name("pairs.fresh.arrow")
+            write_table(fresh, path)
+            task = replace(task, data_path=str(path))
+        if not fresh.num_rows:
             logger.warning("no preferences to train on stage=%s; weights stay as they are", name)
             return None
         return task
@@ -154,6 +165,11 @@ def sampled_event(action: Sample, policy_version: int) -> Sampled:
         attempt=action.attempt,
         policy_version=policy_version,
     )
+
+
+def oldest_version(rollouts: Sequence[Rollout] | None, serving: int) -> int:
+    """Return the version samples count as: they may have begun before the weights that serve by now."""
+    return min((rollout.policy_version for rollout in rollouts or ()), default=serving)
 
 
 def step_facts(report: StepReport) -> dict[str, Any]:
@@ -206,7 +222,7 @@ class LocalWorld:
         request = self._scene.request(action)
         rollouts = self._sampler.sample([request]) if request else None
         self._rollouts[key] = to_table(rollouts, Rollout) if rollouts is not None else None
-        return sampled_event(action, self._sampler.policy_version)
+        return sampled_event(action, oldest_version(rollouts, self._sampler.policy_version))
 
     def _judge(self, action: Judge) -> Judged:
         key, phase = (action.phase, action.item), self._scene.book.phase(action.phase)

@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 
 from safer_ray.backends.base import LearnerSpec, SamplerSpec, StepReport, TrainTask
 from safer_ray.backends.grader import GraderSpec, LevelReply, LevelTask
+from safer_ray.backends.world import oldest_version
 from safer_ray.errors import JudgeError, LearnerError, SaferRayError, SamplerError, TeacherError, WeightsError, boundary
 from safer_ray.records import Prompt, Rollout, SampleRequest, WeightsRef
 from safer_ray.tables import from_table, to_table
@@ -50,10 +51,10 @@ class SamplerActor:
             return node_id()
 
     def sample(self, requests: pa.Table) -> tuple[int, pa.Table]:
-        """Return the policy version and ``rollouts/1`` rows."""
+        """Return the oldest policy version of the samples and ``rollouts/1`` rows."""
         with boundary(SamplerError, self._sampler.name):
             rollouts = self._sampler.sample(from_table(requests, SampleRequest))
-            return self._sampler.policy_version, to_table(rollouts, Rollout)
+            return oldest_version(rollouts, self._sampler.policy_version), to_table(rollouts, Rollout)
 
     def load_weights(self, ref: WeightsRef, payload: Any = None) -> WeightsRef:
         """Load published weights; ``payload`` is their bytes where the publisher's memory is out of reach."""

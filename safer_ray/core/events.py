@@ -92,7 +92,7 @@ class Lost:
     """Work on one item failed or vanished; it will be asked for again.
 
     ``killed_worker``: its worker died under it, which alone says nothing against the item. ``alone``: the worker
-    was working on nothing else.
+    was working on nothing else. ``stale``: it was sampled from a policy version its phase does not take.
     """
 
     phase: str
@@ -101,6 +101,7 @@ class Lost:
     reason: str
     killed_worker: bool = False
     alone: bool = False
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +156,14 @@ EVENTS: dict[str, type[Event]] = {
 }
 
 
+def _needed(kind: type[Event]) -> frozenset[str]:
+    return frozenset(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+
+
+# Looked up once: reading a long journal asks a million times.
+_FIELDS = {name: (frozenset(f.name for f in fields(kind)), _needed(kind)) for name, kind in EVENTS.items()}
+
+
 def is_durable(event: Event) -> bool:
     """Whether the journal keeps the event: it changes what a resumed run has to do, or is a figure to keep."""
     match event:
@@ -180,9 +189,8 @@ def from_json(row: dict[str, Any]) -> Event:
     kind = EVENTS.get(str(row.get("event")))
     if kind is None:
         raise ValueError(f"unknown event {row.get('event')!r}; known are {', '.join(EVENTS)}")
-    names = {item.name for item in fields(kind)}
-    given = {name: value for name, value in row.items() if name in names}
-    lacking = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
-    if lacking := lacking - given.keys():
+    known, needed = _FIELDS[kind.__name__]
+    given = {name: value for name, value in row.items() if name in known}
+    if lacking := needed - given.keys():
         raise ValueError(f"event {kind.__name__} lacks {', '.join(sorted(lacking))}")
     return kind(**given)

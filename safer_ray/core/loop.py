@@ -1,17 +1,21 @@
-"""The loop as a state machine: a state folded from events, and policies that say what to do next.
+"""The loop as a state machine: a state folded from events; ``core.policies`` say what to do next.
 
     driver: state = fold(events);  actions = policy(state);  the world executes them and answers with events
 
 *Gather* phases (teach, explore, evaluate) work on many prompts, *items*, each on its own: sample, then judge,
-level after level, until its last level is judged. The other phases are one action each. Only events that
-change what a resumed run has to do are durable; folding those alone gives a state that asks again for
-whatever was in flight.
+level after level, until its last level is judged. The other phases are one action each. Several phases may be
+at work at once; what each may begin with is the policies' business, what it takes is said here:
+
+- samples of a version a phase does not take (``Phase.takes``) are never advanced, so never judged or trained on;
+- every item of a phase ends exactly once, finished or dropped;
+- only events that change what a resumed run has to do are durable, and folding those alone gives a state that
+  asks again for whatever was in flight.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,19 +27,16 @@ from safer_ray.core.events import (
     Judge,
     Judged,
     Lost,
-    Publish,
     Published,
     Sample,
     Sampled,
-    Seal,
     Sealed,
     Stepped,
-    Train,
     Trained,
 )
 from safer_ray.core.plan import Phase
 
-_DEATHS_TO_QUARANTINE = 2
+DEATHS_TO_QUARANTINE = 2
 
 
 @dataclass(slots=True)
@@ -65,6 +66,8 @@ class Progress:
     cursor: int = 0
     finished_items: int = 0
     dropped_items: int = 0
+    stale_samples: int = 0
+    """Samples thrown away because their policy version was not one the phase takes."""
     asked: bool = False
     ended: bool = False
     counts: dict[str, int] = field(default_factory=dict)
@@ -81,6 +84,8 @@ class LoopState:
 
     phases: tuple[Progress, ...]
     by_name: dict[str, Progress]
+    unended: list[Progress]
+    """Phases that have not ended, in the order of the plan."""
     policy_version: int = 0
     ignored: int = 0
 
@@ -90,12 +95,17 @@ class LoopState:
         phases = tuple(Progress(phase=phase, done=bytearray(phase.items)) for phase in plan)
         by_name = {progress.phase.name: progress for progress in phases}
         assert len(by_name) == len(phases), "phase names must be unique"
-        return cls(phases=phases, by_name=by_name)
+        return cls(phases=phases, by_name=by_name, unended=list(phases))
 
     @property
     def current(self) -> Progress | None:
         """The first phase that has not ended; None when the run is over."""
-        return next((progress for progress in self.phases if not progress.ended), None)
+        return self.unended[0] if self.unended else None
+
+    @property
+    def in_flight(self) -> int:
+        """Items open over all phases together."""
+        return sum(len(progress.open) for progress in self.unended)
 
     @property
     def lost_items(self) -> int:
@@ -115,6 +125,22 @@ def submitted(state: LoopState, action: Action) -> None:
             progress.asked = True
 
 
+def admitted(state: LoopState, event: Event) -> Event:
+    """Return ``event``, or, if it brings samples its phase does not take, that they are lost.
+
+    Such samples come from a sampler that missed a publication. They are thrown away and counted, and their
+    prompt is asked again, of whatever the samplers have then.
+    """
+    if not isinstance(event, Sampled) or (progress := state.by_name.get(event.phase)) is None:
+        return event
+    phase, item = progress.phase, progress.open.get(event.item)
+    if item is None or not _awaits(item, event, "sample") or phase.takes(event.policy_version):
+        return event
+    wanted = f"version {phase.version}" if phase.oldest == phase.version else f"versions {phase.oldest}-{phase.version}"
+    reason = f"stale: sampled from policy version {event.policy_version}, but {phase.name} takes {wanted}"
+    return Lost(phase=event.phase, item=event.item, attempt=event.attempt, reason=reason, stale=True)
+
+
 def apply(state: LoopState, event: Event) -> bool:
     """Fold one event into ``state``, in place; return whether it changed anything.
 
@@ -130,7 +156,7 @@ def apply(state: LoopState, event: Event) -> bool:
 def _take(state: LoopState, progress: Progress, event: Event) -> bool:
     match event:
         case Sampled():
-            return _advance(progress, event, "sample")
+            return progress.phase.takes(event.policy_version) and _advance(progress, event, "sample")
         case Judged():
             return _settle(progress, event.item, event) if event.final else _advance(progress, event, "judge")
         case Lost():
@@ -140,12 +166,17 @@ def _take(state: LoopState, progress: Progress, event: Event) -> bool:
         case Stepped():
             return True
         case Sealed() | Trained():
-            progress.ended = True
+            _end(state, progress)
             return True
         case Published():
-            progress.ended = True
+            _end(state, progress)
             state.policy_version = event.version
             return True
+
+
+def _end(state: LoopState, progress: Progress) -> None:
+    progress.ended = True
+    state.unended.remove(progress)
 
 
 def _advance(progress: Progress, event: Sampled | Judged, step: str) -> bool:
@@ -168,9 +199,10 @@ def _on_lost(progress: Progress, event: Lost) -> bool:
     if progress.done[event.item] or (item is not None and item.attempt != event.attempt):
         return False
     progress.last_reason[event.item] = event.reason
+    progress.stale_samples += event.stale
     if event.killed_worker:  # no fault of an item that was merely there: it costs no try
         progress.deaths[event.item] = progress.deaths.get(event.item, 0) + 1
-        if event.alone and progress.deaths[event.item] >= _DEATHS_TO_QUARANTINE:
+        if event.alone and progress.deaths[event.item] >= DEATHS_TO_QUARANTINE:
             progress.quarantined.add(event.item)
     else:
         progress.tries[event.item] = progress.tries.get(event.item, 0) + 1
@@ -207,68 +239,20 @@ def fold(plan: Sequence[Phase], events: Iterable[Event]) -> LoopState:
     return state
 
 
-# ---- policies --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What no policy may exceed: items open at once, failures of one item before it is dropped."""
-
-    max_in_flight: int
-    max_tries: int
-
-
-Policy = Callable[[LoopState, Limits], list[Action]]
-
-
-def synchronous(state: LoopState, limits: Limits) -> list[Action]:
-    """One phase after the other; inside a phase, as many items at once as the limit allows."""
-    progress = state.current
-    if progress is None:
-        return []
-    if progress.phase.gathers:
-        return _gather(progress, limits)
-    if progress.asked:
-        return []
-    phase = progress.phase
-    return [Publish(phase=phase.name, version=phase.version) if phase.kind == "publish" else Train(phase=phase.name)]
-
-
-def _gather(progress: Progress, limits: Limits) -> list[Action]:
-    phase, actions = progress.phase, list[Action]()
-    while progress.ready:
-        index = progress.ready.popleft()
-        item = progress.open.get(index)
-        if item is None or item.waiting:
-            continue
-        if reason := _given_up(progress, index, limits):
-            actions.append(Drop(phase=phase.name, item=index, reason=reason))
-            continue
-        actions.append(_next_action(phase, index, item))
-    while len(progress.open) < limits.max_in_flight and progress.cursor < phase.items:
-        index = progress.cursor
-        progress.cursor += 1
-        if not progress.done[index] and index not in progress.open:
-            if reason := _given_up(progress, index, limits):  # the run stopped before the drop was journalled
-                actions.append(Drop(phase=phase.name, item=index, reason=reason))
-                continue
-            progress.open[index] = Item()
-            actions.append(_next_action(phase, index, progress.open[index]))
-    if progress.settled and not progress.asked:
-        actions.append(Seal(phase=phase.name))
-    return actions
-
-
-def _given_up(progress: Progress, index: int, limits: Limits) -> str:
-    """Return why an item is not tried again, "" if it is."""
-    if index in progress.quarantined:
-        return f"quarantined after {progress.deaths[index]} workers died of it: {progress.last_reason[index]}"
-    return progress.last_reason[index] if progress.tries.get(index, 0) >= limits.max_tries else ""
-
-
-def _next_action(phase: Phase, index: int, item: Item) -> Action:
-    kind = Sample if item.next == "sample" else Judge
-    return kind(phase=phase.name, item=index, level=item.level, attempt=item.attempt)
-
-
-POLICIES: dict[str, Policy] = {"synchronous": synchronous}
+def awaited(state: LoopState) -> str:
+    """Say in words who waits for whom, one clause per phase at work."""
+    clauses = []
+    for progress in state.unended:
+        phase = progress.phase
+        if progress.open:
+            kinds = [item.next for item in progress.open.values() if item.waiting]
+            parts = [
+                f"{kinds.count(step)} prompts for a {role}"
+                for step, role in (("sample", "sampler"), ("judge", "judge"))
+                if step in kinds
+            ]
+            clauses.append(f"{phase.name} waits with " + (" and ".join(parts) or "nothing asked for"))
+        elif progress.asked:
+            who = "the driver's own sealing" if phase.gathers else "the learner"
+            clauses.append(f"{phase.name} waits for {who}")
+    return "; ".join(clauses) or "nothing was asked for"

@@ -15,8 +15,9 @@ from safer_ray.config_file import load_config
 from safer_ray.core.curation import Curation
 from safer_ray.core.events import Event, is_durable
 from safer_ray.core.items import Breadth, ItemBook
-from safer_ray.core.loop import Limits, LoopState, synchronous
+from safer_ray.core.loop import LoopState
 from safer_ray.core.pairing import PairingRules
+from safer_ray.core.policies import POLICIES, Limits
 from safer_ray.driver import Pace, drive, replay
 from safer_ray.journal import JOURNAL, Entry, Journal
 from safer_ray.prepare import Preparation, prepare
@@ -161,7 +162,8 @@ def carry_out(
     write_table(to_table(prep.prompts.prompts, Prompt), run_dir.prompts)
     run_dir.config.write_text(prep.config.model_dump_json(indent=1), encoding="utf-8")
     try:
-        drive(state, world, journal, pace=Pace(policy=synchronous, limits=LIMITS, silence_s=0.0), observe=note)
+        policy = POLICIES[prep.config.loop.policy]
+        drive(state, world, journal, pace=Pace(policy=policy, limits=LIMITS, silence_s=0.0), observe=note)
     finally:
         journal.close()
         world.close()

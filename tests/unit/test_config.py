@@ -6,15 +6,16 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from safer_ray.config import STAGE_ORDER, RunConfig
+from safer_ray.config import STAGE_ORDER, LoopConfig, RunConfig
 from safer_ray.config_file import find_job, load_config, shipped
+from safer_ray.core.policies import POLICIES
 from safer_ray.errors import ConfigError, SaferRayError
 
 JOBS = sorted(shipped("jobs").glob("*.yaml"))
@@ -84,6 +85,8 @@ def test_a_value_of_the_wrong_kind_is_named_with_what_was_given(
         ("stages: [sft]", "stages has sft but not synth: add synth, or name existing traces in sft.traces"),
         ("sampler: {kind: fake}", "sampler.kind and learner.kind must both be fake or both be real"),
         ("loop: {max_lag: 1}", "loop.max_lag must be 0 with loop.policy synchronous"),
+        ("loop: {policy: one_round_ahead, max_lag: 2}", "loop.max_lag must be 1 with loop.policy one_round_ahead"),
+        ("loop: {policy: fully_async, max_lag: 0}", "loop.max_lag 0 lets nothing run ahead"),
         (
             "sampler: {max_model_len: 256}",
             "sampler.max_model_len 256 leaves no room for a prompt: a completion may take",
@@ -246,3 +249,14 @@ def test_an_endpoint_with_a_password_in_it_is_refused_without_repeating_the_pass
     sentence = refusal(tmp_path, text)
     assert "key_env" in sentence
     assert "hunter2" not in sentence
+
+
+@pytest.mark.parametrize(("policy", "lag"), [("synchronous", 0), ("one_round_ahead", 1), ("fully_async", 2)])
+def test_the_lag_follows_from_the_policy_and_is_written_down(tmp_path: Path, policy: str, lag: int) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(f"model: {{id: m}}\nloop: {{policy: {policy}}}\n")
+    assert load_config(job).model_dump()["loop"]["max_lag"] == lag
+
+
+def test_every_policy_of_the_config_exists() -> None:
+    assert set(get_args(LoopConfig.model_fields["policy"].annotation)) == set(POLICIES)

@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 from local_run import BANNED, LIMITS, LocalRun, StoppedRun, carry_out, local_world, prepared
 
+from safer_ray.backends.base import OptimSettings, TrainTask
 from safer_ray.backends.fake import FakeJudgeSpec, FakeSampler, FakeSamplerSpec
-from safer_ray.backends.world import World
+from safer_ray.backends.grader import RoundFacts
+from safer_ray.backends.world import Scene, World
 from safer_ray.core.events import Action, Dropped, Event, Judged, Lost, Sealed, Stepped, Train, is_durable, to_json
-from safer_ray.core.loop import LoopState, synchronous
+from safer_ray.core.items import Breadth, ItemBook
+from safer_ray.core.loop import LoopState
+from safer_ray.core.policies import synchronous
 from safer_ray.driver import Pace, drive
 from safer_ray.errors import ClusterError, LearnerError, SamplerError
 from safer_ray.journal import JOURNAL, Journal, read_journal
 from safer_ray.records import Outcome, Rollout, SampleRequest, StepPair, TraceExample, Verdict
 from safer_ray.rundir import RunDir
-from safer_ray.tables import from_table, read_table
+from safer_ray.tables import from_table, read_table, to_table, write_table
 
 RESULTS = (
     "traces/sft.arrow", "rounds/round-001/pairs.arrow", "rounds/round-001/rollouts.arrow",
@@ -313,7 +317,8 @@ def test_silence_ends_in_a_sentence_that_names_the_phase(finished_run: LocalRun,
     prep, place = finished_run.prep, RunDir(tmp_path / "run")
     journal = Journal.create(place.root, prep.head)
     pace = Pace(policy=synchronous, limits=LIMITS, silence_s=0.0)
-    with pytest.raises(ClusterError, match=r"phase evaluate-base: no worker answered for 0 s; .* resume the run"):
+    sentence = r"no worker answered for 0 s \(evaluate-base waits with 4 prompts for a sampler\); .* resume the run"
+    with pytest.raises(ClusterError, match=sentence):
         drive(LoopState.of(prep.phases), Silent(local_world(prep, place)), journal, pace=pace, observe=lambda *_: None)
     journal.close()
 
@@ -326,3 +331,50 @@ def test_the_journal_holds_what_was_observed_and_nothing_that_need_not_be_kept(f
     ]
     assert all(is_durable(entry.event) for entry in entries)
     assert finished_run.accepted > len(entries)
+
+
+@pytest.mark.parametrize(("policy", "lag"), [("one_round_ahead", 1), ("fully_async", 2)])
+def test_a_run_that_explores_ahead_loses_nothing_and_is_never_staler_than_its_lag(
+    tmp_path: Path, policy: str, lag: int
+) -> None:
+    prep = prepared(tmp_path, f"loop.policy={policy}", "erpo.rounds=3")
+    with pytest.raises(StoppedRun):
+        carry_out(prep, tmp_path / "run", stop_after=150)
+    run = carry_out(prep, tmp_path / "run")
+    assert (run.summary["lost_prompts"], run.summary["duplicate_prompts"], run.summary["dropped"]) == (0, 0, [])
+    ages = set[int]()
+    for number in (1, 2, 3):
+        pairs = from_table(read_table(run.run_dir.round(number) / "pairs.arrow"), StepPair)
+        ages |= {number - pair.policy_version for pair in pairs}
+        asked = {prompt.prompt_id for prompt in prep.by_phase[f"explore-{number}"]}
+        rollouts = from_table(read_table(run.run_dir.round(number) / "rollouts.arrow"), Rollout)
+        first = Counter(rollout.prompt_id for rollout in rollouts if rollout.first_step == 0)
+        assert first == dict.fromkeys(asked, prep.config.erpo.siblings)
+    assert max(ages) > 0, "no round was explored ahead"
+    assert ages <= set(range(lag + 1))
+    for version, checkpoint in enumerate(("base", "sft", "erpo-1", "erpo-2", "erpo-3")):
+        outcomes = from_table(read_table(run.run_dir.evaluation(checkpoint)), Outcome)
+        assert {outcome.policy_version for outcome in outcomes} == {version}
+
+
+def test_preferences_that_a_smaller_lag_made_stale_are_not_trained(finished_run: LocalRun, tmp_path: Path) -> None:
+    """A run resumed with a smaller lag finds preferences on disk that were fresh enough before."""
+    run_dir = RunDir(tmp_path)
+    pairs = from_table(read_table(finished_run.run_dir.round(2) / "pairs.arrow"), StepPair)
+    stale, fresh = [replace(pair, policy_version=1) for pair in pairs[:3]], pairs[3:]
+    path = run_dir.round(2) / "pairs.arrow"
+    write_table(to_table([*stale, *fresh], StepPair), path)
+    phase = next(phase for phase in finished_run.prep.phases if phase.name == "erpo-2")
+    book = ItemBook({"erpo-2": (phase, ())}, Breadth(siblings=2, answers=1), 0)
+    task = TrainTask(stage="erpo-2", kind="erpo", data_path=str(path), optim=OptimSettings(lr=1e-5))
+    scene = Scene(book, run_dir, lambda number: RoundFacts(**FACTS), lambda name: task, frozenset())
+    trained = scene.stage("erpo-2")
+    assert trained is not None
+    assert from_table(read_table(Path(trained.data_path)), StepPair) == fresh
+    write_table(to_table(fresh, StepPair), path)
+    assert scene.stage("erpo-2") == task
+    write_table(to_table(stale, StepPair), path)
+    assert scene.stage("erpo-2") is None
+
+
+FACTS: Any = {"round": 2, "sampler": "fake", "temperature": 1.0, "top_p": 0.95, "reference": "fixed"}

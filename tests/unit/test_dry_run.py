@@ -57,6 +57,13 @@ def test_a_run_that_does_not_train_starts_no_learner(tmp_path: Path) -> None:
     assert row(text, "evaluate-base")[1] == "5"
 
 
+def test_the_policy_is_named_with_how_old_a_preference_may_be(finished_run: LocalRun, tmp_path: Path) -> None:
+    assert "policy synchronous: one phase after the other" in printed(finished_run.prep, tmp_path / "run")
+    text = printed(prepared(tmp_path, "loop.policy=fully_async", "loop.max_lag=3"), tmp_path / "run")
+    assert "policy fully_async: rounds are explored side by side" in text
+    assert "preferences may be 3 versions behind the newest weights" in text
+
+
 def test_every_phase_is_listed_with_its_prompts_samples_and_tokens(finished_run: LocalRun, tmp_path: Path) -> None:
     prep = finished_run.prep
     text, section = printed(prep, tmp_path / "run"), prep.config.sampler
