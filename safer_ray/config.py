@@ -80,11 +80,37 @@ class PromptsConfig(Section):
     never_sample: tuple[str, ...] = Field(("R04",), description="categories no model is ever sampled on")
 
 
+class ElasticConfig(Section):
+    """Replicas that come and go with the work, instead of a fixed number."""
+
+    target_queue_s: Seconds = Field(
+        30.0, description="more replicas are asked for when those at hand need longer for what waits and runs"
+    )
+    min: int = Field(1, ge=0, description="replicas kept when there is nothing to do")
+    max: Count = Field(description="replicas never exceeded")
+    cool_down_s: Seconds = Field(60.0, description="least time between two changes; an idle pool drains after it")
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> ElasticConfig:
+        if self.min > self.max:
+            raise ValueError(f"elastic.min {self.min} is above elastic.max {self.max}; swap or equal them")
+        return self
+
+
+def _starts_within(replicas: int, elastic: ElasticConfig | None, role: str) -> None:
+    if elastic is not None and not elastic.min <= replicas <= elastic.max:
+        raise ValueError(
+            f"{role}.replicas {replicas}, the number to begin with, is outside {role}.elastic "
+            f"{elastic.min} to {elastic.max}"
+        )
+
+
 class SamplerConfig(Section):
     """Rollout engines (vLLM), each in its own placement group."""
 
     kind: Literal["vllm", "fake"] = Field("vllm", description="fake: a toy policy, for trying the machinery")
-    replicas: Count = Field(1, description="engines")
+    replicas: Count = Field(1, description="engines; with elastic: to begin with")
+    elastic: ElasticConfig | None = Field(None, description="let the number of engines follow the work")
     tensor_parallel: Count = Field(1, description="GPUs one engine spans")
     resources: Resources = Resources()
     threads: int = Field(0, ge=0, description="CPU threads of one engine; 0: all cores of the node")
@@ -98,13 +124,24 @@ class SamplerConfig(Section):
     max_trace_tokens: Count = Field(256, description="longest whole completion when evaluating")
     max_answer_tokens: Count = Field(80, description="longest plain answer used to write traces")
 
+    @model_validator(mode="after")
+    def _begins_within_bounds(self) -> SamplerConfig:
+        _starts_within(self.replicas, self.elastic, "sampler")
+        return self
+
 
 class JudgeConfig(Section):
     """Judges, scaled on their own."""
 
     kind: Literal["rules", "fake"] = Field("rules", description="rules: the checks of the rule pack")
-    replicas: Count = Field(1, description="judge actors; they write the traces, too")
+    replicas: Count = Field(1, description="judge actors; they write the traces, too; with elastic: to begin with")
+    elastic: ElasticConfig | None = Field(None, description="let the number of judges follow the work")
     resources: Resources = Resources(cpus=0)
+
+    @model_validator(mode="after")
+    def _begins_within_bounds(self) -> JudgeConfig:
+        _starts_within(self.replicas, self.elastic, "judge")
+        return self
 
 
 class TeacherConfig(Section):
@@ -241,6 +278,13 @@ class ClusterConfig(Section):
 
     address: str | None = Field(None, description="null: start one here unless RAY_ADDRESS is set; auto or host:port")
     object_store_mib: Count = Field(512, description="shared memory for a cluster started here")
+    probe_every_s: Seconds = Field(30.0, description="a replica silent for so long is asked for one token")
+    probe_deadline_s: Seconds = Field(
+        120.0, description="time for that token; a replica that misses it twice in a row is killed and replaced"
+    )
+    learner_restarts: int = Field(
+        2, ge=0, description="times in a run that a learner group that lost a rank starts again and replays its phase"
+    )
 
 
 class RunConfig(Section):

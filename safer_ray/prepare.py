@@ -18,7 +18,12 @@ from safer_ray.prompts import PromptSet, load_prompts
 from safer_ray.records import NO_RULE, Prompt
 from safer_ray.summary import versions
 
-SCALE: Any = {"loop": True, "cluster": True, "sampler": {"replicas", "resources", "threads"}, "judge": {"replicas"}}
+SCALE: Any = {
+    "loop": True,
+    "cluster": True,
+    "sampler": {"replicas", "elastic", "resources", "threads"},
+    "judge": {"replicas", "elastic", "resources"},
+}
 """Parts of the config that change how fast a run goes, not what it computes: a resumed run may change them."""
 
 

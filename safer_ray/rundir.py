@@ -47,6 +47,16 @@ class RunDir:
         """Answers of an endpoint teacher, so that a resumed run does not pay twice."""
         return self.root / "traces" / "teacher_cache.jsonl"
 
+    @property
+    def scale_order(self) -> Path:
+        """How many replicas somebody wants, JSON; gone once the driver has read it."""
+        return self.root / "scale.order.json"
+
+    @property
+    def scale_answer(self) -> Path:
+        """What the driver said to the last order, JSON."""
+        return self.root / "scale.answer.json"
+
     def round(self, number: int) -> Path:
         """Folder of one ERPO round: pairs, rollouts, verdicts."""
         return self.root / "rounds" / f"round-{number:03d}"

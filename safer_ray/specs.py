@@ -25,13 +25,18 @@ from safer_ray.backends.rule_packs import read_pack
 from safer_ray.backends.template_teacher import TemplateTeacherSpec
 from safer_ray.backends.vllm_sampler import VllmSamplerSpec
 from safer_ray.cluster.placement import Ask
+from safer_ray.cluster.replica import Patience
+from safer_ray.cluster.serving import Crew
+from safer_ray.cluster.training import LearnerPlan
 from safer_ray.cluster.world import Fleet
-from safer_ray.config import OptimConfig, Resources, RunConfig
+from safer_ray.config import ElasticConfig, OptimConfig, Resources, RunConfig
 from safer_ray.config_file import default_threads
 from safer_ray.core.curation import Curation
 from safer_ray.core.pairing import PairingRules
 from safer_ray.core.plan import Phase
 from safer_ray.core.rule_text import student_system_prompt
+from safer_ray.core.scaling import ElasticRule
+from safer_ray.errors import LearnerError
 from safer_ray.rundir import RunDir
 
 _VLLM_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -45,24 +50,62 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) ->
     """
     trains = {"sft", "erpo"} & set(config.stages)
     teaches = "synth" in config.stages
+    grader = GraderSpec(
+        judge=judge_spec(config),
+        pairing=pairing_rules(config),
+        teacher=teacher_spec(config, run_dir, model) if teaches else None,
+    )
     return Fleet(
         sampler=sampler_spec(config, model),
-        sampler_ask=_ask(config.sampler.resources, workers=config.sampler.tensor_parallel),
-        samplers=config.sampler.replicas,
-        sampler_threads=config.sampler.threads or default_threads(),
-        grader=GraderSpec(
-            judge=judge_spec(config),
-            pairing=pairing_rules(config),
-            teacher=teacher_spec(config, run_dir, model) if teaches else None,
+        sampler_crew=Crew(
+            ask=_ask(config.sampler.resources, workers=config.sampler.tensor_parallel),
+            count=config.sampler.replicas,
+            threads=config.sampler.threads or default_threads(),
+            elastic=_rule(config.sampler.elastic),
         ),
-        grader_ask=_ask(config.judge.resources),
-        graders=config.judge.replicas,
-        grader_threads=config.teacher.concurrency if teaches and config.teacher.kind == "openai" else 1,
-        learner=learner_spec(config, learned) if trains else None,
-        learner_ask=_ask(config.learner.resources, workers=config.learner.ranks),
-        learner_threads=config.learner.threads or default_threads(),
-        start_deadline_s=config.loop.start_deadline_s,
-        call_deadline_s=config.loop.call_deadline_s,
+        grader=grader,
+        grader_crew=Crew(
+            ask=_ask(config.judge.resources),
+            count=config.judge.replicas,
+            threads=config.teacher.concurrency if teaches and config.teacher.kind == "openai" else 1,
+            elastic=_rule(config.judge.elastic),
+        ),
+        learner=learner_plan(config, run_dir, learned) if trains else None,
+        patience=Patience(
+            start_s=config.loop.start_deadline_s,
+            call_s=config.loop.call_deadline_s,
+            probe_every_s=config.cluster.probe_every_s,
+            probe_s=config.cluster.probe_deadline_s,
+        ),
+    )
+
+
+def learner_plan(config: RunConfig, run_dir: RunDir, learned: str) -> LearnerPlan:
+    """Return how the learner is started, and how it is started again once ``learned`` is no longer the newest."""
+
+    def after(phase: Phase | None) -> LearnerSpec:
+        if phase is None:
+            return learner_spec(config, learned)
+        if phase.kind == "erpo" and config.erpo.reference != "previous_round" and config.learner.kind != "fake":
+            raise LearnerError(
+                f"learner: lost after {phase.name}, and its reference policy ({config.erpo.reference}) with it; "
+                f"go on from checkpoints/{phase.checkpoint} with `safer-ray erpo` in a new run"
+            )
+        return learner_spec(config, str(run_dir.checkpoint(phase.checkpoint)))
+
+    return LearnerPlan(
+        after=after,
+        ask=_ask(config.learner.resources, workers=config.learner.ranks),
+        threads=config.learner.threads or default_threads(),
+        restarts=config.cluster.learner_restarts,
+    )
+
+
+def _rule(section: ElasticConfig | None) -> ElasticRule | None:
+    if section is None:
+        return None
+    return ElasticRule(
+        target_queue_s=section.target_queue_s, least=section.min, most=section.max, cool_down_s=section.cool_down_s
     )
 
 

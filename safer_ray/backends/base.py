@@ -74,6 +74,14 @@ class Sampler(Protocol):
         """
         ...
 
+    def alive(self) -> None:
+        """Generate one token, beside what runs, and return: proof that the engine works, not only its process.
+
+        Raises:
+            SamplerError: if it cannot.
+        """
+        ...
+
     def load_weights(self, ref: WeightsRef) -> WeightsRef:
         """Replace the weights in place and return what is now loaded, hashed after loading.
 

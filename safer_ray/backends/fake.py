@@ -96,6 +96,18 @@ class FakeSampler:
             self._generation_s += time.perf_counter() - started_s
         return rollouts
 
+    def alive(self) -> None:
+        """Write one step about nothing.
+
+        Raises:
+            SamplerError: if it serves nothing.
+        """
+        with self._lock:
+            refused = self._refused
+        if refused:
+            raise SamplerError(f"sampler {self.name}: serves nothing since {refused}; load confirmed weights first")
+        write_step(0, toy_facts("alive", ""), strict=False, wordiness=0.0, rng=random.Random(0))
+
     def _rollout(self, request: SampleRequest, sibling: int, version: int) -> Rollout:
         prompt_ids = self._tokenizer.prompt_ids(request.messages)
         if len(prompt_ids) + len(request.prefix_ids) >= self._spec.max_model_tokens:

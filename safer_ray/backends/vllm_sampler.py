@@ -114,6 +114,17 @@ class VllmSampler:
             rollouts += [self._rollout(request, prompt, output, generated.policy_version) for output in outputs]
         return rollouts
 
+    def alive(self) -> None:
+        """Generate one token in the batch that runs.
+
+        Raises:
+            SamplerError: if the engine has ended, failed or refuses to serve.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        self._engine.generate("sign of life", (min(self._tokenizer.stop_ids),), params).result()
+
     def load_weights(self, ref: WeightsRef) -> WeightsRef:
         """Replace the weights once the running requests are done, and return what is now loaded.
 

@@ -69,6 +69,11 @@ class SamplerActor:
             finally:
                 free_weights(landed)
 
+    def alive(self) -> None:
+        """Generate one token, in the batch that runs."""
+        with boundary(SamplerError, self._sampler.name):
+            self._sampler.alive()
+
     def facts(self) -> dict[str, Any]:
         """Return the sampler's counters."""
         return asdict(self._sampler.stats())
@@ -90,6 +95,12 @@ class GraderActor:
         with boundary(JudgeError, "judge start"):
             self._grader = self._spec.build()
             return node_id()
+
+    def alive(self) -> None:
+        """Answer, once a call slot is free: a judge that hangs does not."""
+
+    def close(self) -> None:
+        """A judge holds nothing."""
 
     def level(self, task: LevelTask, rollouts: tuple[int, pa.Table]) -> tuple[LevelReply, list[pa.Table]]:
         """Judge one level."""

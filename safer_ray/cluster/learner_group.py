@@ -12,12 +12,19 @@ from ray.util.placement_group import PlacementGroup
 from safer_ray.backends.base import LearnerSpec, StepReport, TrainTask
 from safer_ray.cluster.actors import LearnerActor, answer
 from safer_ray.cluster.placement import Ask, actor_options, place, release
-from safer_ray.errors import LearnerError, SaferRayError
+from safer_ray.errors import LearnerError
 from safer_ray.records import WeightsRef
+
+_GRACE_S = 5.0
+"""When a rank dies, its peers fail in their collective first; so long its own end is waited for."""
+
+
+class RankLost(Exception):
+    """A rank died or did not answer: what the group holds is lost with it."""
 
 
 class LearnerGroup:
-    """``ranks`` learner actors in one placement group. A lost rank is an error: training cannot go on."""
+    """``ranks`` learner actors in one placement group. A lost rank ends the group: another one must replay."""
 
     def __init__(self, actors: Sequence[Any], group: PlacementGroup | None, call_deadline_s: float) -> None:
         self._actors = actors
@@ -30,14 +37,14 @@ class LearnerGroup:
         cls, spec: LearnerSpec, ask: Ask, *, threads: int, start_deadline_s: float, call_deadline_s: float
     ) -> LearnerGroup:
         """Place and build ``ask.workers`` ranks."""
-        placed = await asyncio.to_thread(place, "learner", ask, strategy="PACK", deadline_s=start_deadline_s)
+        placed = await place("learner", ask, strategy="PACK", deadline_s=start_deadline_s)
         actors = [
             LearnerActor.options(**actor_options(placed, ask, rank, threads=threads)).remote()  # type: ignore[attr-defined]
             for rank in range(ask.workers)
         ]
         group = cls(actors, placed, start_deadline_s)
         try:
-            master = await actors[0].address.remote()
+            [master] = await group._all([actors[0].address.remote()], "meeting point")
             starts = [actor.start.remote(spec, rank, ask.workers, master) for rank, actor in enumerate(actors)]
             group.node = (await group._all(starts, "start"))[0]
         except BaseException:
@@ -47,16 +54,41 @@ class LearnerGroup:
         return group
 
     async def _all(self, refs: list[Any], what: str) -> list[Any]:
+        """Return every rank's answer.
+
+        Raises:
+            SaferRayError: what a rank failed of by itself.
+            RankLost: if a rank died or did not answer by the deadline, whatever its peers made of that.
+        """
+        calls = [asyncio.ensure_future(answer(ref)) for ref in refs]
         try:
-            return list(await asyncio.wait_for(asyncio.gather(*map(answer, refs)), self._call_deadline_s))
-        except TimeoutError as exc:
-            raise LearnerError(
-                f"learner {what}: not every rank answered in {self._call_deadline_s:.0f} s; see the ranks' logs"
-            ) from exc
-        except SaferRayError:
-            raise
-        except ray.exceptions.RayError as exc:
-            raise LearnerError(f"learner {what}: a rank was lost ({type(exc).__name__}); resume the run") from exc
+            await asyncio.wait(calls, timeout=self._call_deadline_s, return_when=asyncio.FIRST_EXCEPTION)
+            failed = [call for call in calls if call.done() and call.exception()]
+            if failed:
+                await asyncio.wait(calls, timeout=_GRACE_S)
+            self._require_all_ranks(calls, what, timed_out=not failed)
+            return [call.result() for call in calls]
+        finally:
+            for call in calls:
+                call.cancel()
+
+    def _require_all_ranks(self, calls: Sequence[asyncio.Future[Any]], what: str, *, timed_out: bool) -> None:
+        errors = {rank: call.exception() for rank, call in enumerate(calls) if call.done() and call.exception()}
+        died = [rank for rank, error in errors.items() if isinstance(error, ray.exceptions.RayError)]
+        if died:
+            kind = type(errors[died[0]]).__name__
+            raise RankLost(f"learner {what}: lost {_ranks(died)} of {len(self._actors)} ({kind})")
+        if errors:
+            first = next(iter(errors.values()))
+            assert first is not None
+            raise first
+        silent = [rank for rank, call in enumerate(calls) if not call.done()]
+        if silent and timed_out:
+            waiting = [rank for rank in range(len(calls)) if rank not in silent]
+            who = f"the driver and {_ranks(waiting)}" if waiting else "the driver"
+            raise RankLost(
+                f"learner {what}: {who} waited {self._call_deadline_s:.0f} s for {_ranks(silent)}, which did not answer"
+            )
 
     async def begin(self, task: TrainTask) -> int:
         """Plan a stage on every rank; return its optimiser steps."""
@@ -92,3 +124,7 @@ class LearnerGroup:
         for actor in self._actors:
             ray.kill(actor)
         release(self._group)
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

@@ -6,14 +6,23 @@ without end.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+import ray._private.state
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from safer_ray.errors import ClusterError
+
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +40,10 @@ class Ask:
         return {name: amount for name, amount in wanted.items() if amount}
 
 
-def place(role: str, ask: Ask, *, strategy: str, deadline_s: float) -> PlacementGroup | None:
+async def place(role: str, ask: Ask, *, strategy: str, deadline_s: float) -> PlacementGroup | None:
     """Return a placed group of ``ask.workers`` bundles, or None for an actor that asks for nothing.
+
+    While it waits, Ray's autoscaler sees the demand and may add a node. A wait that is cancelled takes its group back.
 
     Raises:
         ClusterError: if it is not placed by the deadline; the group is removed.
@@ -41,14 +52,37 @@ def place(role: str, ask: Ask, *, strategy: str, deadline_s: float) -> Placement
         return None
     bundles = [ask.bundle()] * ask.workers
     group: PlacementGroup = placement_group(bundles, strategy=strategy)
-    if not group.wait(timeout_seconds=deadline_s):
+    try:
+        async with asyncio.timeout(deadline_s):
+            while placement_group_table(group)["state"] != "CREATED":
+                await asyncio.sleep(_LOOK_S)
+    except TimeoutError as exc:
         remove_placement_group(group)
-        free = {name: amount for name, amount in ray.available_resources().items() if not name.startswith("node:")}
         raise ClusterError(
-            f"{role}: not placed in {deadline_s:.0f} s; asked for {bundles}, free in the cluster: {free}; "
+            f"{role}: not placed in {deadline_s:.0f} s; asked for {bundles}, free in the cluster: {free_by_node()}; "
             "lower the job's resources or add nodes"
-        )
+        ) from exc
+    except BaseException:
+        remove_placement_group(group)
+        raise
     return group
+
+
+def free_by_node() -> str:
+    """Return what each node has free of what it has, e.g. ``node 10.0.0.4 (3f2a91c0): CPU 0 of 8, sampler 1 of 1``."""
+    free = ray._private.state.available_resources_per_node()
+    lines = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        left = free.get(node["NodeID"], {})
+        parts = [
+            f"{name} {left.get(name, 0.0):g} of {total:g}"
+            for name, total in sorted(node["Resources"].items())
+            if ":" not in name and "_group_" not in name and name not in ("memory", "object_store_memory")
+        ]
+        lines.append(f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]}): {', '.join(parts) or 'nothing'}")
+    return "; ".join(lines)
 
 
 def release(group: PlacementGroup | None) -> None:

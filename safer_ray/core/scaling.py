@@ -6,7 +6,8 @@ The queue is measured in seconds, not in calls: how long the replicas at hand wo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +60,36 @@ def wanted_replicas(rule: ElasticRule, load: PoolLoad) -> int:
 def _needed(load: PoolLoad, queue_s: float) -> int:
     """Return the replicas that answer everything outstanding in ``queue_s``, and no more than there are calls."""
     return math.ceil(load.outstanding / max(1.0, load.answers_per_s * queue_s))
+
+
+@dataclass(slots=True)
+class RateMeter:
+    """Answers per second over the last ``window_s``: of the whole pool, and of one replica that has work."""
+
+    window_s: float = 60.0
+    _marks: deque[tuple[float, int, float]] = field(default_factory=deque)
+    _busy_s: float = 0.0
+
+    def note(self, now_s: float, answered: int, busy: int) -> None:
+        """Note the answers so far, and that ``busy`` replicas had work since the last note. Time never goes back."""
+        if self._marks:
+            self._busy_s += busy * (now_s - self._marks[-1][0])
+        self._marks.append((now_s, answered, self._busy_s))
+        while len(self._marks) > 2 and self._marks[1][0] <= now_s - self.window_s:
+            self._marks.popleft()
+
+    @property
+    def answers_per_s(self) -> float:
+        """Of the whole pool; 0 while unknown."""
+        return self._per(0)
+
+    @property
+    def answers_per_busy_s(self) -> float:
+        """Of one replica while it has work; 0 while unknown."""
+        return self._per(2)
+
+    def _per(self, measure: int) -> float:
+        if len(self._marks) < 2:
+            return 0.0
+        elapsed = self._marks[-1][measure] - self._marks[0][measure]
+        return (self._marks[-1][1] - self._marks[0][1]) / elapsed if elapsed > 0.0 else 0.0

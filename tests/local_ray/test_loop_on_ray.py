@@ -183,7 +183,9 @@ def test_a_placement_that_cannot_be_met_names_what_was_asked_for_and_what_is_fre
     local_cluster: None, tmp_path: Path
 ) -> None:
     prep = tiny_job("sampler.resources.cpus=1000", "judge.resources.cpus=1000", "loop.start_deadline_s=2")
-    with pytest.raises(ClusterError, match=r"not placed in 2 s; asked for .*'CPU': 1000.*free in the cluster: .*'CPU'"):
+    with pytest.raises(
+        ClusterError, match=r"not placed in 2 s; asked for .*'CPU': 1000.*free in the cluster: node .*: CPU "
+    ):
         execute(prep, RunDir(tmp_path), observe=unwatched)
     assert holds_within(GONE_DEADLINE_S, lambda: not living_actors() and not living_groups())
 
