@@ -260,3 +260,17 @@ def test_the_lag_follows_from_the_policy_and_is_written_down(tmp_path: Path, pol
 
 def test_every_policy_of_the_config_exists() -> None:
     assert set(get_args(LoopConfig.model_fields["policy"].annotation)) == set(POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("elastic", "fault"),
+    [
+        ("{min: 3, max: 2}", "elastic.min 3 is above elastic.max 2"),
+        ("{min: 2, max: 4}", "sampler.replicas 1, the number to begin with, is outside sampler.elastic 2 to 4"),
+    ],
+)
+def test_elastic_bounds_that_contradict_are_refused(tmp_path: Path, elastic: str, fault: str) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(f"name: x\nmodel: {{id: fake}}\nsampler: {{elastic: {elastic}}}\n")
+    with pytest.raises(ConfigError, match=re.escape(fault)):
+        load_config(job)

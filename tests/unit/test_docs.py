@@ -16,10 +16,12 @@ STAGE_COMMANDS = {"synth", "sft", "erpo", "eval"}
 
 
 def _commands() -> set[str]:
-    tree = ast.parse((REPOSITORY / "safer_ray" / "cli.py").read_text())
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    trees = [ast.parse(path.read_text()) for path in REPOSITORY.glob("safer_ray/cli*.py")]
+    functions = (node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef))
     return STAGE_COMMANDS | {
-        each.name for each in functions if "app.command()" in map(ast.unparse, each.decorator_list)
+        each.name
+        for each in functions
+        if any(ast.unparse(decorator).endswith(".command()") for decorator in each.decorator_list)
     }
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safer_ray.core.replicas import COUNTED, MOVES, ReplicaState, moved, surplus
-from safer_ray.core.scaling import ElasticRule, PoolLoad, wanted_replicas
+from safer_ray.core.scaling import ElasticRule, PoolLoad, RateMeter, wanted_replicas
 
 counts = st.integers(min_value=0, max_value=50)
 seconds = st.floats(min_value=0.0, max_value=1000.0)
@@ -150,3 +150,13 @@ def test_draining_the_surplus_leaves_as_many_as_are_wanted_and_takes_the_cheapes
         assert all(states[name][0] is ReplicaState.SERVING for name in kept)
         busiest = max(states[name][1] for name in taken if states[name][0] is ReplicaState.SERVING)
         assert all(states[name][1] >= busiest for name in kept)
+
+
+def test_the_rate_counts_the_last_minute_and_only_replicas_with_work() -> None:
+    meter = RateMeter(window_s=60.0)
+    for second in range(0, 201, 10):
+        busy = 2 if second <= 100 else 4
+        meter.note(float(second), answered=busy * second, busy=busy)
+    assert meter.answers_per_busy_s == pytest.approx(1.0, rel=0.01)
+    assert meter.answers_per_s == pytest.approx(4.0, rel=0.01)
+    assert RateMeter().answers_per_s == RateMeter().answers_per_busy_s == 0.0
