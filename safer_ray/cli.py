@@ -16,7 +16,7 @@ from safer_ray import __version__
 from safer_ray.cli_scale import scaling
 from safer_ray.config import RunConfig, StageName
 from safer_ray.config_file import find_job, load_config
-from safer_ray.errors import ConfigError, SaferRayError
+from safer_ray.errors import ConfigError, SaferRayError, boundary
 
 app = typer.Typer(
     name="safer-ray",
@@ -155,10 +155,11 @@ def _run(config: RunConfig, run_dir: Path | None, *, resume: bool, overwrite: bo
 
         print_plan(prep, place, out)
         return
+    with boundary(ConfigError, f"run directory {place.root}: cannot be made; choose another --run-dir"):
+        place.root.mkdir(parents=True, exist_ok=True)
     from safer_ray.progress import ProgressView
     from safer_ray.run import execute
 
-    place.root.mkdir(parents=True, exist_ok=True)
     try:
         with ProgressView(out) as view:
             execute(prep, place, resume=resume, overwrite=overwrite, observe=view.observe)

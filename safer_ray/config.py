@@ -6,6 +6,7 @@ Every field has a unit in its name or its description; a description is the help
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ STAGE_ORDER: tuple[StageName, ...] = ("evaluate", "synth", "sft", "erpo")
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Resources(Section):
@@ -39,7 +40,7 @@ class Resources(Section):
 class ModelConfig(Section):
     """The policy to train."""
 
-    id: str = Field(description="embedded:smollm2-135m, a local directory, or a Hugging Face id")
+    id: str = Field(min_length=1, description="embedded:smollm2-135m, a local directory, or a Hugging Face id")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     system_prompt: str | None = Field(
         "You are a helpful assistant.", description="system message of every prompt; null: the model's own default"
@@ -144,6 +145,21 @@ class JudgeConfig(Section):
         return self
 
 
+def _require_plain_address(base_url: str) -> None:
+    """Refuse an endpoint's address that is none, or that may carry a key.
+
+    Raises:
+        ValueError: without repeating the address.
+    """
+    parts = urlsplit(base_url)
+    if "@" in parts.netloc:
+        raise ValueError("teacher.base_url holds a user or password; put the key into the variable key_env names")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("teacher.base_url must be an address like https://host:port/v1")
+    if parts.query or parts.fragment:
+        raise ValueError("teacher.base_url must end with its path; a key goes into the variable key_env names")
+
+
 class TeacherConfig(Section):
     """Who writes the first traces."""
 
@@ -160,8 +176,11 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> TeacherConfig:
-        if self.base_url and "@" in urlsplit(self.base_url).netloc:
-            raise ValueError("teacher.base_url holds a user or password; put the key into the variable key_env names")
+        # No message here repeats a value: what stands in the wrong place may be a key.
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|", self.key_env):
+            raise ValueError("teacher.key_env must be the name of an environment variable; export the key under it")
+        if self.base_url:
+            _require_plain_address(self.base_url)
         if self.kind == "openai" and not (self.base_url and self.model):
             raise ValueError("teacher.kind is openai, so teacher.base_url and teacher.model must be set")
         return self
@@ -276,7 +295,11 @@ class LoopConfig(Section):
 class ClusterConfig(Section):
     """The Ray cluster."""
 
-    address: str | None = Field(None, description="null: start one here unless RAY_ADDRESS is set; auto or host:port")
+    address: str | None = Field(
+        None,
+        pattern=r"^(auto|local|(ray://)?[\w.\[\]:-]+:\d+)$",
+        description="null: start one here unless RAY_ADDRESS is set; auto or host:port",
+    )
     object_store_mib: Count = Field(512, description="shared memory for a cluster started here")
     probe_every_s: Seconds = Field(30.0, description="a replica silent for so long is asked for one token")
     probe_deadline_s: Seconds = Field(

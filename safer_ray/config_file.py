@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,20 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from safer_ray.config import RunConfig
+from safer_ray.core.located_yaml import yaml_abuse
 from safer_ray.errors import ConfigError
+
+_MOST_BYTES = 2**20
+_MOST_NODES = 100_000
+_SHOWN = 80
+"""Characters of a given value that a message repeats."""
+_WORDS = {
+    "too_short": "needs at least {min_length} entry",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "model_type": "is a section; write its keys below it",
+}
+"""Plainer words than pydantic's, by its error type."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -27,7 +41,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply_override(tree, override)
     try:
-        return RunConfig.model_validate(_plain(tree))
+        return RunConfig.model_validate(_plain(tree, iter(range(_MOST_NODES))))
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{path}: nested too deep, or an alias holds itself; write plain keys") from exc
     except ValidationError as exc:
         raise ConfigError(_explain(exc, tree, path)) from exc
 
@@ -56,25 +74,32 @@ def find_job(job: str) -> Path:
 
 def _read_yaml(path: Path) -> Any:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path}: larger than 1 MiB, so it is no job file; name the YAML file of a job")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not UTF-8 text (byte {exc.start}); save it as UTF-8") from exc
     except OSError as exc:
-        raise ConfigError(f"{path}: cannot be read ({exc.strerror})") from exc
+        raise ConfigError(f"{path}: cannot be read ({exc.strerror}); check the path and its permissions") from exc
     return _parse_yaml(text, str(path), {} if not text.strip() else None)
 
 
 def _parse_yaml(text: str, where: str, empty: Any) -> Any:
+    if abuse := yaml_abuse(text):
+        raise ConfigError(f"{where}: {abuse}")
     try:
         tree = YAML(typ="rt").load(StringIO(text))
     except MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else "?"
         raise ConfigError(f"{where}:{line}: not YAML: {exc.problem or exc.context}") from exc
-    except YAMLError as exc:
-        raise ConfigError(f"{where}: not YAML: {exc}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{where}: nested too deep; a few levels of plain keys are enough") from exc
+    except (YAMLError, ValueError) as exc:
+        raise ConfigError(f"{where}: not YAML: {str(exc).splitlines()[0]}") from exc
     tree = empty if tree is None and empty is not None else tree
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: a job file is a mapping of keys, not a {type(tree).__name__}")
+        found = "a list" if isinstance(tree, list) else "a single value"
+        raise ConfigError(f"{where}: a job file is a mapping of keys, not {found}; see jobs/ for examples")
     return tree
 
 
@@ -84,9 +109,11 @@ def _apply_override(tree: Any, override: str) -> None:
     if not found or not all(path):
         raise ConfigError(f"--set {override}: write it as a.b=value")
     try:
+        if yaml_abuse(value):
+            raise ValueError
         parsed = YAML(typ="safe").load(value) if value.strip() else ""
-    except YAMLError as exc:
-        raise ConfigError(f"--set {override}: the value is not YAML") from exc
+    except (YAMLError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"--set {override[:_SHOWN]}: the value is not YAML; quote it") from exc
     node = tree
     for part in path[:-1]:
         node = node.setdefault(part, {})
@@ -95,18 +122,21 @@ def _apply_override(tree: Any, override: str) -> None:
     node[path[-1]] = parsed
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: Any, left: Iterator[int]) -> Any:
+    """Return the tree as plain dicts and lists. Aliases are copied, so ``left`` bounds what a small file may become."""
+    if next(left, None) is None:
+        raise ConfigError(f"more than {_MOST_NODES} values once its aliases are filled in; write plain keys")
     if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
+        return {str(key): _plain(value, left) for key, value in node.items()}
     if isinstance(node, list):
-        return [_plain(value) for value in node]
+        return [_plain(value, left) for value in node]
     return node
 
 
 def _explain(exc: ValidationError, tree: Any, path: Path) -> str:
     """Name the first fault: the one a person mends first."""
     error = exc.errors()[0]
-    loc = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    loc = [part for part in error["loc"] if not str(part).startswith(("function-", "[key]"))]
     key = ".".join(map(str, loc)) or "the config"
     where = f"{path}:{_line_of(tree, loc)}" if _line_of(tree, loc) else f"{path}"
     more = f" (and {exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
@@ -114,13 +144,29 @@ def _explain(exc: ValidationError, tree: Any, path: Path) -> str:
         known = _known_keys(loc[:-1])
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.0 if len(known) < 4 else 0.5)
         hint = f"; did you mean {near[0]}?" if near else f"; known keys are {', '.join(known)}"
-        return f"{where}: unknown key {key}{hint}{more}"
+        return f"{where}: unknown key {_cut(key)}{hint}{more}"
     if error["type"] == "missing":
-        return f"{where}: {key} is missing{more}"
-    message = error["msg"].removeprefix("Value error, ")
+        return f"{where}: {key} is missing{more}; add it"
     given = error.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+    if given is None and error["type"] == "model_type":
+        return f"{where}: {key} is an empty section{more}; fill it or leave it out"
+    words = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    message = (
+        words.format_map(error["ctx"]) if error["type"] in _WORDS and "ctx" in error else words
+    ) + _nearest_choice(error)
+    shown = f" (given: {_cut(repr(given))})" if isinstance(given, str | int | float | bool | None) else ""
     return f"{where}: {key}: {message}{shown}{more}"
+
+
+def _nearest_choice(error: Any) -> str:
+    """Return the choice somebody may have meant, where only some words are allowed."""
+    choices = re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(str(error.get("input")), choices, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _line_of(tree: Any, loc: Sequence[Any]) -> int | None:

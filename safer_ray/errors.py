@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LONGEST = 600
+"""Characters of a foreign error's text that are passed on; the whole of it stays in the cause."""
+
 
 class SaferRayError(Exception):
     """Anything safer_ray raises on purpose; its text is meant for a person."""
@@ -75,4 +78,5 @@ def boundary(error: type[SaferRayError], who: str) -> Iterator[None]:
     except SaferRayError:
         raise
     except Exception as exc:
-        raise error(f"{who}: {type(exc).__name__}: {exc}") from exc
+        told = " ".join(str(exc).split())  # one sentence on one line, whatever the library wrote
+        raise error(f"{who}: {type(exc).__name__}: {told[:_LONGEST]}") from exc

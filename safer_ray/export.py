@@ -29,7 +29,9 @@ def export_pairs(run_dir: RunDir, out: Path, rounds: Sequence[int] = ()) -> int:
     wanted = [number for number in found if not rounds or number in rounds]
     missing = sorted(set(rounds) - set(found))
     if missing or not wanted:
-        raise DataError(f"run {run_dir.root}: no pairs of round {missing or 'any'}; it has rounds {found or 'none'}")
+        if not found:
+            raise DataError(f"run {run_dir.root}: it has no pairs yet; run its erpo stage first")
+        raise DataError(f"run {run_dir.root}: no pairs of round {missing}; it has rounds {found}")
     prompts = {prompt.prompt_id: prompt for prompt in from_table(read_table(run_dir.prompts), Prompt)}
     rows = []
     for number in wanted:

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safer_ray.backends.rule_packs import read_pack
@@ -52,6 +53,7 @@ def prepare(config: RunConfig) -> Preparation:
             f"prompts name the categories {', '.join(unknown)}, which rule pack {pack.name} does not have; "
             "add the rules or map the column with prompts.sources[].columns"
         )
+    _require_known(config, pack)
     shares = _share_out(config, prompts.prompts)
     sizes = PlanSizes(
         teach=len(shares.teach),
@@ -77,6 +79,26 @@ def prepare(config: RunConfig) -> Preparation:
     )
 
 
+def _require_known(config: RunConfig, pack: RulePack) -> None:
+    """Refuse a category to keep from models that no rule has, and traces that are not there.
+
+    Raises:
+        ConfigError: a misspelt id would let its prompts through.
+    """
+    named = config.prompts.never_sample if "never_sample" in config.prompts.model_fields_set else ()
+    for rule_id in named:
+        if rule_id not in pack.rules and rule_id != NO_RULE:
+            raise ConfigError(
+                f"prompts.never_sample names {rule_id}, which rule pack {pack.name} does not have; "
+                f"it has {', '.join(pack.rules)}"
+            )
+    traces = config.sft.traces if "sft" in config.stages else None
+    if traces and not Path(traces).is_file():
+        raise ConfigError(
+            f"sft.traces: {traces} is not there; name the traces/sft.arrow of a run, or add synth to stages"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
     """Which prompts go where: to traces, to each ERPO round, to evaluations."""
@@ -91,7 +113,7 @@ class Shares:
             case "teach":
                 return self.teach
             case "explore":
-                return self.rounds[phase.round - 1]
+                return self.rounds[phase.round - 1] if self.rounds else ()
             case "evaluate":
                 return self.test
             case _:

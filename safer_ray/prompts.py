@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safer_ray.config import PromptSource
 from safer_ray.errors import DataError, boundary
@@ -36,6 +37,9 @@ COLUMN_NAMES: dict[str, tuple[str, ...]] = {
 """Our field -> the column names it is looked for under, in this order, when the source names none."""
 LABEL_ALIASES: dict[str, Label] = {"harmful": "unsafe", "benign": "safe", "harmless": "safe"}
 _BAD_ROWS_NAMED = 3
+_MOST_LINE_BYTES = 16 << 20
+_MOST_CHARACTERS = 1_000_000
+"""A prompt longer than this fits no model's context; it is a file that was pasted into a cell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +153,11 @@ def _cells(source: PromptSource) -> Iterator[Cell]:
 
 def _jsonl_cells(path: Path, _source: PromptSource | None = None) -> Iterator[Cell]:
     with boundary(DataError, str(path)), path.open("rb") as stream:
-        for line_number, raw in enumerate(stream, start=1):
+        for line_number, raw in enumerate(_bounded_lines(stream), start=1):
             where = f"{path}:{line_number}"
+            if len(raw) > _MOST_LINE_BYTES:
+                yield where, f"the line is longer than {_MOST_LINE_BYTES >> 20} MiB"
+                continue
             if not raw.strip():
                 continue
             try:
@@ -161,6 +168,16 @@ def _jsonl_cells(path: Path, _source: PromptSource | None = None) -> Iterator[Ce
                 yield where, f"the line is not JSON ({exc})"
             else:
                 yield where, row if isinstance(row, dict) else "the line is not a JSON object"
+
+
+def _bounded_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines; of one that is too long, only so much as shows that it is."""
+    while line := stream.readline(_MOST_LINE_BYTES + 1):
+        yield line
+        while len(line) > _MOST_LINE_BYTES and not line.endswith(b"\n"):
+            line = stream.readline(_MOST_LINE_BYTES + 1)
+            if not line:
+                return
 
 
 def _csv_cells(path: Path, source: PromptSource) -> Iterator[Cell]:
@@ -192,7 +209,7 @@ def _csv_cells(path: Path, source: PromptSource) -> Iterator[Cell]:
 def _parquet_cells(path: Path, source: PromptSource) -> Iterator[Cell]:
     import pyarrow.parquet
 
-    with boundary(DataError, str(path)):
+    with boundary(DataError, f"{path}: cannot be read as Parquet; write the file again"):
         file = pyarrow.parquet.ParquetFile(path)
         _require_text_column(source, file.schema_arrow.names)
         number = 0
@@ -204,6 +221,8 @@ def _parquet_cells(path: Path, source: PromptSource) -> Iterator[Cell]:
 
 def _hf_cells(source: PromptSource, name: str) -> Iterator[Cell]:
     split = source.split or "train"
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise DataError(f"hf:{name}: not the name of a data set; write hf:OWNER/NAME")
     with boundary(DataError, f"Hugging Face dataset {name} (subset {source.subset}, split {split})"):
         import datasets
 
@@ -240,7 +259,13 @@ def _to_prompt(source: PromptSource, row: Row, position: int) -> Prompt | None:
         ValueError: saying why the row is no prompt.
     """
     values = {field: _first(row, _names_of(source, field)) for field in COLUMN_NAMES}
-    messages = _messages(values.pop("text"), " or ".join(_names_of(source, "text")))
+    names = _names_of(source, "text")
+    found = next((name for name in names if row.get(name) is not None), None)
+    if found is None:
+        raise ValueError(
+            f"missing: no text under {' or '.join(names)}; the row has {', '.join(map(str, row)) or 'nothing'}"
+        )
+    messages = _messages(values.pop("text"), found)
     text = {field: _clean(value, field) for field, value in values.items()}
     # for hf the split was chosen when loading, so a column of that name is not asked again
     split = source.split if source.path.startswith("hf:") and source.split else text["split"] or "train"
@@ -287,8 +312,8 @@ def _label(text: str, default: Label | None) -> Label:
 
 def _messages(value: Any, column: str) -> tuple[Message, ...]:
     turns = value if isinstance(value, list | tuple) else [{"role": "user", "content": value}]
-    if value is None or not turns:
-        raise ValueError(f"{column} is missing")
+    if not turns:
+        raise ValueError(f"{column} holds no message")
     out = []
     for turn in turns:
         role = turn.get("role") if isinstance(turn, dict) else None
@@ -297,6 +322,11 @@ def _messages(value: Any, column: str) -> tuple[Message, ...]:
         if not isinstance(turn.get("content"), str):
             raise ValueError(f"{column} is not text")
         out.append(Message(role=role, content=_clean(turn["content"], column)))
-    if out[-1].role != "user" or not out[-1].content:
-        raise ValueError(f"{column} is empty" if len(out) == 1 else f"{column} does not end with a user message")
+    if out[-1].role != "user":
+        raise ValueError(f"{column} does not end with a user message")
+    if not any(letter.isprintable() and not letter.isspace() for letter in out[-1].content):
+        raise ValueError(f"{column} is empty, or holds nothing that can be seen")
+    length = sum(len(message.content) for message in out)
+    if length > _MOST_CHARACTERS:
+        raise ValueError(f"{column} has {length} characters, more than {_MOST_CHARACTERS}")
     return tuple(out)

@@ -26,7 +26,7 @@ from safer_ray.core.loop import LoopState
 from safer_ray.core.plan import Phase
 from safer_ray.core.policies import POLICIES, Limits
 from safer_ray.driver import Observer, Pace, drive, replay
-from safer_ray.errors import JournalError
+from safer_ray.errors import JournalError, boundary
 from safer_ray.journal import JOURNAL, Entry, Journal
 from safer_ray.prepare import Preparation
 from safer_ray.records import Prompt
@@ -116,7 +116,8 @@ def execute(
         stack.callback(journal.close)
         stack.enter_context(_log_to(run_dir.log))
         stack.callback(record.conclude)
-        _write_inputs(prep, run_dir)
+        with boundary(JournalError, f"run directory {run_dir.root}: cannot be written; free space or fix permissions"):
+            _write_inputs(prep, run_dir)
         peak = MemoryPeak()
         stack.callback(lambda: record.extra.update(peak_memory_gib=round(peak.gib, 2)))
         stack.callback(peak.close)

@@ -16,6 +16,7 @@ import psutil
 
 from safer_ray.core.events import Dropped, Event, Judged, Published, Sealed, Stepped, Trained
 from safer_ray.core.loop import LoopState
+from safer_ray.errors import JournalError
 from safer_ray.journal import Entry
 
 _PACKAGES = ("safer-ray", "ray", "torch", "transformers", "deepspeed", "datasets", "pyarrow")
@@ -85,14 +86,17 @@ def _steps(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def _stages(head: Mapping[str, Any], entries: Sequence[Entry], ready_at: float | None) -> list[dict[str, Any]]:
-    """Wall time of a phase: from the end of the one before to its own end; of the start: until workers served."""
+    """Wall time of a phase: from the end of the one before to its own end; of the start: until workers served.
+
+    A clock that was set back makes the phase it happened in take no time, never less.
+    """
     stages, before = [], float(head["started_at"])
     if ready_at is not None:
-        stages.append({"name": "start", "wall_s": round(ready_at - before, 2)})
+        stages.append({"name": "start", "wall_s": round(max(0.0, ready_at - before), 2)})
         before = ready_at
     for entry in entries:
         if isinstance(entry.event, Sealed | Trained | Published):
-            stages.append({"name": entry.event.phase, "wall_s": round(entry.at - before, 2)})
+            stages.append({"name": entry.event.phase, "wall_s": round(max(0.0, entry.at - before), 2)})
             before = entry.at
     return stages
 
@@ -145,10 +149,18 @@ def _traces(state: LoopState, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """Write the summary aside and rename it."""
+    """Write the summary aside and rename it.
+
+    Raises:
+        JournalError: if the disk refuses.
+    """
     aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        aside.replace(path)
+    except OSError as exc:
+        aside.unlink(missing_ok=True)
+        raise JournalError(f"summary {path}: cannot be written ({exc.strerror}); free space, then --resume") from exc
 
 
 class MemoryPeak:

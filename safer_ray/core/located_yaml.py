@@ -6,6 +6,7 @@ Pure: text in, mappings out. A reader refuses a key it was not told of, and offe
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,42 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.tokens import AliasToken, FlowMappingStartToken, FlowSequenceStartToken, KeyToken
 
 from safer_ray.errors import SaferRayError
+
+_MOST_DEPTH = 64
+_SUSPECT = re.compile(r"(?:^|[\[{,:?-])[ \t]*\?(?=\s|$)|[}\]]\s*:|\*[^\s,\[\]{}]+\s*:", re.MULTILINE)
+"""Where a key may stand that is no plain word; what it finds in quoted text the scanner clears."""
+
+
+def yaml_abuse(text: str) -> str:
+    """Say what in ``text`` would take the YAML library seconds to years, "" if nothing would.
+
+    It hashes a collection used as a key anew at every level above it, and scans nested brackets in cubic time.
+    """
+    depth = deepest = 0
+    for letter in text:
+        if letter in "[]{}":
+            depth = max(0, depth + (1 if letter in "[{" else -1))
+            deepest = max(deepest, depth)
+    if deepest > _MOST_DEPTH:
+        return "nested too deep; a few levels of plain keys are enough"
+    return "a key is no plain word; write key: value" if _SUSPECT.search(text) and _has_complex_key(text) else ""
+
+
+def _has_complex_key(text: str) -> bool:
+    after_key = False
+    try:
+        for token in YAML(typ="rt").scan(text):
+            if after_key and isinstance(token, FlowSequenceStartToken | FlowMappingStartToken | AliasToken):
+                return True
+            after_key = isinstance(token, KeyToken)
+            if after_key and token.end_mark.index > token.start_mark.index:  # written out, as a question mark
+                return True
+    except (YAMLError, ValueError):
+        return False  # the loader says it with the line
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +149,16 @@ def read_yaml(text: str, where: str, error: type[SaferRayError]) -> MapReader:
     Raises:
         SaferRayError: of class ``error``, as ``file:line: sentence``, if it is no YAML or no mapping.
     """
+    if abuse := yaml_abuse(text):
+        raise error(f"{where}:1: {abuse}")
     try:
         data = YAML(typ="rt").load(text)
     except MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark is not None else 1
         problem = str(exc.problem or exc.context or "not YAML").splitlines()[0]
         raise error(f"{where}:{line}: this is not valid YAML: {problem}") from exc
+    except RecursionError as exc:
+        raise error(f"{where}:1: nested too deep; a few levels of plain keys are enough") from exc
     except (YAMLError, ValueError) as exc:
         raise error(f"{where}:1: this is not valid YAML: {str(exc).splitlines()[0]}") from exc
     if not isinstance(data, CommentedMap):

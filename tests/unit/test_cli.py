@@ -117,7 +117,7 @@ def test_a_stage_command_plans_its_stage_alone(tmp_path: Path, command: str, exp
         (["validate", "tiny_fake", "--set", "rules.pack=[none]"], "error: "),
         (["run", "tiny_fake", "--resume", "--overwrite"], "error: --resume and --overwrite exclude each other"),
         (["sft", "tiny_fake", "--dry-run"], "stages has sft but not synth"),
-        (["export", "no_such_run"], "error: run no_such_run: no pairs of round any"),
+        (["export", "no_such_run"], "error: run no_such_run: it has no pairs yet; run its erpo stage first"),
         (["report", "no_such_run"], "error: run directory no_such_run: there is none"),
     ],
 )
