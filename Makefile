@@ -8,7 +8,7 @@ WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test check format wheel clean $(TIERS:%=test-%)
+.PHONY: help install demo soak test check format wheel clean $(TIERS:%=test-%)
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ check: install ## format, lint, types and unit tests; under 2 minutes
 format: install ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+soak: install ## the driver against 1,000 simulated samplers, then 48 on Ray for 10 minutes: benchmarks/results/soak.json
+	$(BIN)/python -m benchmarks.soak alone
+	$(WITH_PATH) $(BIN)/python -m benchmarks.soak ray
+	[ ! -f runs/demo/journal.jsonl ] || $(BIN)/python -m benchmarks.soak journal --run runs/demo
 
 wheel: install ## build dist/safer_ray-*.whl, which holds the rule packs and job files
 	$(BIN)/python -m hatchling build -t wheel

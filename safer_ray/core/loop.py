@@ -4,7 +4,7 @@
 
 *Gather* phases (teach, explore, evaluate) work on many prompts, *items*, each on its own: sample, then judge,
 level after level, until its last level is judged. The other phases are one action each. Several phases may be
-at work at once; what each may begin with is the policies' business, what it takes is said here:
+at work at once: which of those that may begin (``LoopState.startable``) do begin is the policies' business.
 
 - samples of a version a phase does not take (``Phase.takes``) are never advanced, so never judged or trained on;
 - every item of a phase ends exactly once, finished or dropped;
@@ -86,6 +86,8 @@ class LoopState:
     by_name: dict[str, Progress]
     unended: list[Progress]
     """Phases that have not ended, in the order of the plan."""
+    startable: list[Progress]
+    """Phases that may be worked on now, in the order of the plan; see ``_startable``."""
     policy_version: int = 0
     ignored: int = 0
 
@@ -95,7 +97,7 @@ class LoopState:
         phases = tuple(Progress(phase=phase, done=bytearray(phase.items)) for phase in plan)
         by_name = {progress.phase.name: progress for progress in phases}
         assert len(by_name) == len(phases), "phase names must be unique"
-        return cls(phases=phases, by_name=by_name, unended=list(phases))
+        return cls(phases=phases, by_name=by_name, unended=list(phases), startable=_startable(phases, 0))
 
     @property
     def current(self) -> Progress | None:
@@ -105,7 +107,7 @@ class LoopState:
     @property
     def in_flight(self) -> int:
         """Items open over all phases together."""
-        return sum(len(progress.open) for progress in self.unended)
+        return sum(len(progress.open) for progress in self.startable)
 
     @property
     def lost_items(self) -> int:
@@ -169,14 +171,43 @@ def _take(state: LoopState, progress: Progress, event: Event) -> bool:
             _end(state, progress)
             return True
         case Published():
-            _end(state, progress)
             state.policy_version = event.version
+            _end(state, progress)
             return True
 
 
 def _end(state: LoopState, progress: Progress) -> None:
     progress.ended = True
     state.unended.remove(progress)
+    state.startable = _startable(state.unended, state.policy_version)
+
+
+def _startable(unended: Sequence[Progress], policy_version: int) -> list[Progress]:
+    """Return the phases no policy may be kept from, or let begin before:
+
+    - a gather phase, once samplers serve a version it takes;
+    - training, once what it trains on is sealed and the learner is through with everything before;
+    - publishing, once its weights are trained and nothing is left that has to be sampled from older ones. So an
+      evaluation of version v is sampled from version v, however far ahead anything else is.
+    """
+    found, learner_free = list[Progress](), True
+    for progress in unended:
+        phase = progress.phase
+        if phase.gathers:
+            if phase.oldest <= policy_version:
+                found.append(progress)
+        elif learner_free:
+            learner_free = False
+            if not any(_holds_up(other.phase, phase) for other in unended):
+                found.append(progress)
+    return found
+
+
+def _holds_up(gather: Phase, learns: Phase) -> bool:
+    """Whether a gather phase must have ended before a phase of the learner begins."""
+    if not gather.gathers:
+        return False
+    return gather.version < learns.version if learns.kind == "publish" else gather.feeds(learns)
 
 
 def _advance(progress: Progress, event: Sampled | Judged, step: str) -> bool:

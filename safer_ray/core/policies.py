@@ -1,13 +1,6 @@
 """Scheduling policies: what is worked on when. A policy is a function of the state that gives actions.
 
-What may ever begin is the same for all of them (``_startable``):
-
-- a gather phase, once samplers serve a version it takes;
-- training, once what it trains on is sealed and the learner is through with everything before;
-- publishing, once its weights are trained and nothing is left that has to be sampled from older ones. So an
-  evaluation of version v is sampled from version v, however far ahead anything else is.
-
-The policies differ in how much of that they use:
+What may begin at all is the same for all of them (``LoopState.startable``); they differ in how much of it they use:
 
 ==================  ================================================================  =================
 policy              works on                                                          oldest preference
@@ -50,7 +43,7 @@ def synchronous(state: LoopState, limits: Limits) -> list[Action]:
 def one_round_ahead(state: LoopState, limits: Limits) -> list[Action]:
     """Whatever may begin, except that a round is explored only once the rounds before it are sealed."""
     phases, exploring = list[Progress](), False
-    for progress in _startable(state):
+    for progress in state.startable:
         if progress.phase.kind == "explore":
             if exploring:
                 continue
@@ -61,7 +54,7 @@ def one_round_ahead(state: LoopState, limits: Limits) -> list[Action]:
 
 def fully_async(state: LoopState, limits: Limits) -> list[Action]:
     """Whatever may begin: rounds are explored side by side, as far ahead as their oldest version allows."""
-    return _work(state, limits, _startable(state))
+    return _work(state, limits, state.startable)
 
 
 POLICIES: dict[str, Policy] = {
@@ -69,28 +62,6 @@ POLICIES: dict[str, Policy] = {
     "one_round_ahead": one_round_ahead,
     "fully_async": fully_async,
 }
-
-
-def _startable(state: LoopState) -> list[Progress]:
-    """Return the phases that may be worked on, in the order of the plan."""
-    found, learner_free = list[Progress](), True
-    for progress in state.unended:
-        phase = progress.phase
-        if phase.gathers:
-            if phase.oldest <= state.policy_version:
-                found.append(progress)
-        elif learner_free:
-            learner_free = False
-            if not any(_holds_up(other.phase, phase) for other in state.unended):
-                found.append(progress)
-    return found
-
-
-def _holds_up(gather: Phase, learns: Phase) -> bool:
-    """Whether a gather phase must have ended before a phase of the learner begins."""
-    if not gather.gathers:
-        return False
-    return gather.version < learns.version if learns.kind == "publish" else gather.feeds(learns)
 
 
 def _work(state: LoopState, limits: Limits, phases: Iterable[Progress]) -> list[Action]:
