@@ -32,14 +32,48 @@ def pack_path(pack: str | Path) -> Path:
 
 
 def read_pack(pack: str | Path) -> RulePack:
-    """Read the rule pack that ``pack`` names.
+    """Read the rule pack that ``pack`` names, with the packs it extends.
 
     Raises:
-        RulePackError: if it is not found, not readable, or does not load.
+        RulePackError: if it is not found, not readable, does not load, or extends itself in a circle.
     """
-    path = pack_path(pack)
+    return _read(pack_path(pack), ())
+
+
+def lineage(pack: str | Path) -> tuple[Path, ...]:
+    """Return the ``pack.yaml`` files that ``pack`` is made of, the one all others extend first.
+
+    Raises:
+        RulePackError: as ``read_pack`` does.
+    """
+    files: list[Path] = []
+    _read(pack_path(pack), (), files)
+    return tuple(files)
+
+
+def _read(path: Path, above: tuple[Path, ...], files: list[Path] | None = None) -> RulePack:
+    """Read one file; ``above`` are the files that led here, ``files`` collects what was read."""
+    where = path.resolve()
+    if where in above:
+        circle = " -> ".join(map(str, (*above[above.index(where) :], where)))
+        raise RulePackError(f"rule pack {path}: packs extend each other in a circle, {circle}; cut it at one of them")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise RulePackError(f"rule pack {path}: cannot be read as UTF-8 text ({exc}); check the file") from exc
-    return load_pack(text, str(path))
+    loaded = load_pack(text, str(path), lambda name: _read(_extended(name, path), (*above, where), files))
+    if files is not None:
+        files.append(path)
+    return loaded
+
+
+def _extended(name: str, path: Path) -> Path:
+    """Return the file that ``extends: name`` in ``path`` means: one beside it, else a shipped pack."""
+    beside = path.parent / name
+    for file in (beside / "pack.yaml", beside):
+        if file.is_file():
+            return file
+    try:
+        return pack_path(name)
+    except RulePackError as exc:
+        raise RulePackError(f"{path}: 'extends': {exc}") from exc

@@ -142,16 +142,15 @@ def _read_stretch(payload: str, vocabulary: frozenset[str]) -> tuple[float, tupl
     before = 0.0 if _MANY_SINGLE.fullmatch(payload) else likeness(payload)
     if before >= _PLAIN_ALREADY:
         return None
-    once = [((kind,), plain) for kind, read in _STRETCH.items() if (plain := read(payload, vocabulary)) is not None]
+    once: list[_Reading] = [
+        ((kind,), plain) for kind, read in _STRETCH.items() if (plain := read(payload, vocabulary)) is not None
+    ]
     for readings in (once, _again(once, vocabulary)):
         scored = [(likeness(plain) + _manners(plain), kinds, plain) for kinds, plain in readings if plain != payload]
         score, kinds, plain = max(scored, key=lambda each: each[0], default=(0.0, (), ""))
         if score >= _READ_AS_ENGLISH and score - before >= _MIN_GAIN:
             return score - before, kinds, plain
     return None
-
-
-_Reading = tuple[tuple[str, ...], str]
 
 
 def _again(once: list[_Reading], vocabulary: frozenset[str]) -> Iterator[_Reading]:
@@ -231,6 +230,8 @@ def _unleeted_word(word: str, vocabulary: frozenset[str]) -> str:
     return next((each for each in variants if each.lower() in vocabulary), variants[0])
 
 
+_Reading = tuple[tuple[str, ...], str]
+"""The ciphers of a stretch, outermost first, and what it says."""
 _STRETCH: dict[str, Callable[[str, frozenset[str]], str | None]] = {
     "spaced letters": _despaced,
     "leetspeak": _unleeted,

@@ -8,7 +8,7 @@ prompts. A pair with a digit or a sign inside a word, written ``~``, counts 1.
 from __future__ import annotations
 
 import re
-from operator import concat
+from itertools import pairwise
 
 _LETTERS = " abcdefghijklmnopqrstuvwxyz"
 _AFTER = (  # noqa: SIM905 - a table reads better in columns
@@ -42,4 +42,4 @@ def likeness(text: str) -> float:
     if not joined:
         return 0.0
     line = f" {_INSIDE.sub('~', joined)} "
-    return sum(map(_SCORE.__getitem__, map(concat, line, line[1:]))) / (len(line) - 1)
+    return sum(_SCORE[a + b] for a, b in pairwise(line)) / (len(line) - 1)

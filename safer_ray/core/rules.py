@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
@@ -27,7 +27,7 @@ Demand = Literal["forbids", "requires"]
 RULE_ACTIONS: tuple[RuleAction, ...] = get_args(RuleAction)
 _RULE_ID = re.compile(r"R\d\d")
 _PHRASES = ("forbid", "allow", "intents", "near", "alternatives")
-_PACK_KEYS = ("name", "version", "none_label", "rules")
+_PACK_KEYS = ("name", "version", "none_label", "extends", "rules")
 _RULE_KEYS = (
     "id", "name", "title", "severity", "action", "scope", "forbid", "allow", "near_miss",
     "intents", "near", "alternatives", "never_sample", "checks",
@@ -168,8 +168,11 @@ def check_text(pack: RulePack, text: str, applies_to: StepKind, violated: str = 
     return hits
 
 
-def load_pack(text: str, where: str) -> RulePack:
+def load_pack(text: str, where: str, base_of: Callable[[str], RulePack] | None = None) -> RulePack:
     """Read a rule pack from YAML ``text``; ``where`` names the file in messages.
+
+    ``base_of`` returns the pack that ``extends`` names. A rule with an id of the base takes over what it does not
+    say itself, and its checks replace or join those of the base by their ids.
 
     Raises:
         RulePackError: as ``file:line: sentence`` at the first thing that does not hold.
@@ -178,10 +181,10 @@ def load_pack(text: str, where: str) -> RulePack:
     top.only(_PACK_KEYS)
     if top.text("none_label") != NO_RULE:
         raise top.refuse(f"'none_label' must be {NO_RULE}, the id every judge reads as no rule", "none_label")
-    rules: dict[str, Rule] = {}
+    rules = _inherited(top, base_of)
     first_line: dict[str, int] = {}
     for reader in top.maps("rules"):
-        rule = _rule(reader, first_line)
+        rule = _rule(reader, first_line, rules)
         rules[rule.rule_id] = rule
     if not rules:
         raise top.refuse("'rules' is empty; a pack needs at least one rule", "rules")
@@ -189,6 +192,14 @@ def load_pack(text: str, where: str) -> RulePack:
     content = json.dumps([name, version, [asdict(rule) for rule in rules.values()]], sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()
     return RulePack(name=name, version=version, content_hash=digest, rules=rules)
+
+
+def _inherited(top: MapReader, base_of: Callable[[str], RulePack] | None) -> dict[str, Rule]:
+    if not top.has("extends"):
+        return {}
+    if base_of is None:
+        raise top.refuse("'extends' needs a pack that is read from a file", "extends")
+    return dict(base_of(top.text("extends")).rules)
 
 
 def _claim(reader: MapReader, key: str, first_line: dict[str, int]) -> str:
@@ -200,27 +211,33 @@ def _claim(reader: MapReader, key: str, first_line: dict[str, int]) -> str:
     return claimed
 
 
-def _rule(reader: MapReader, first_line: dict[str, int]) -> Rule:
+def _rule(reader: MapReader, first_line: dict[str, int], inherited: Mapping[str, Rule]) -> Rule:
     rule_id = _claim(reader, "id", first_line)
     if not _RULE_ID.fullmatch(rule_id) or rule_id == NO_RULE:
         raise reader.refuse(f"id {rule_id!r} must be R01 to R99", "id")
     reader = reader.named(f"rule {rule_id}")
     reader.only(_RULE_KEYS)
-    checks = reader.maps("checks") if reader.has("checks") else []
-    if not checks:
+    own = [_check(check, rule_id, first_line) for check in (reader.maps("checks") if reader.has("checks") else [])]
+    base = inherited.get(rule_id)
+    if base is not None:
+        checks = {check.check_id: check for check in (*base.checks, *own)}
+        return replace(base, **_said(reader), checks=tuple(checks.values()))
+    if not own:
         raise reader.refuse("has no checks, so no passing and no failing case; add a check with both", "checks")
-    return Rule(
-        rule_id=rule_id,
-        name=reader.text("name"),
-        title=reader.text("title"),
-        severity=reader.integer("severity", 1, 5),
-        action=cast(RuleAction, reader.choice("action", RULE_ACTIONS)),
-        scope=reader.text("scope"),
-        near_miss=reader.text("near_miss"),
-        never_sample=reader.flag("never_sample") if reader.has("never_sample") else False,
-        checks=tuple(_check(check, rule_id, first_line) for check in checks),
-        **{key: reader.texts(key) for key in _PHRASES},
-    )
+    for key in _RULE_KEYS:
+        if key not in ("never_sample", "checks") and not reader.has(key):
+            raise reader.refuse(f"{key!r} is missing; add it")
+    return Rule(rule_id=rule_id, checks=tuple(own), **({"never_sample": False} | _said(reader)))
+
+
+def _said(reader: MapReader) -> dict[str, Any]:
+    """Return the fields that a rule states itself, without its id and its checks."""
+    read: dict[str, Callable[[str], Any]] = dict.fromkeys(("name", "title", "scope", "near_miss"), reader.text)
+    read |= dict.fromkeys(_PHRASES, reader.texts)
+    read["severity"] = lambda key: reader.integer(key, 1, 5)
+    read["action"] = lambda key: reader.choice(key, RULE_ACTIONS)
+    read["never_sample"] = reader.flag
+    return {key: reader_of(key) for key, reader_of in read.items() if reader.has(key)}
 
 
 def _check(reader: MapReader, rule_id: str, first_line: dict[str, int]) -> Check:
