@@ -2,6 +2,7 @@
 
 Replies are kept in a JSONL file by the hash of what was asked, so a run that was interrupted pays for no
 answer twice. The key is read from the environment when the client is built and is written nowhere.
+An endpoint that is down stops all questions until it answers again, or ``outage_s`` have passed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from safer_ray.backends.endpoint_pace import Outage, Pace, read_usage
 from safer_ray.errors import ConfigError, DataError, boundary
 from safer_ray.records import Message
 
@@ -40,6 +42,8 @@ class EndpointSpec:
     ``key_env`` names the environment variable with the key; "" is for endpoints that want none. A try waits
     between 0 and ``retry_base_s`` x 2^tries (at most ``retry_cap_s``) after the last one, or as long as the
     endpoint asks; all tries of one question end within ``deadline_s``. ``cache_path`` "" keeps no replies.
+    ``requests_per_minute`` 0 is no limit. ``outage_s`` 0 gives a question up when its tries are spent; above 0 an
+    endpoint that cannot be reached stops all questions for so long before they are given up.
     """
 
     base_url: str
@@ -53,6 +57,8 @@ class EndpointSpec:
     temperature: float = 0.7
     max_tokens: int = 512
     cache_path: str = ""
+    requests_per_minute: int = 0
+    outage_s: float = 0.0
 
     def build(self) -> Endpoint:
         """Return the client.
@@ -66,29 +72,49 @@ class EndpointSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One conversation to continue. ``seed`` tells apart two draws of the same conversation."""
+    """One conversation to continue. ``seed`` tells apart two draws of the same conversation.
+
+    ``raw`` is text to continue instead of a conversation, for models with a format of their own. ``schema`` is the
+    JSON schema the answer must keep to, "" for none. ``logprobs`` asks for so many alternatives per token.
+    """
 
     question_id: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
     seed: int = 0
+    raw: str = ""
+    schema: str = ""
+    logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came back: ``text``, or None and the ``error`` of the last try. ``tries`` is 0 for a kept reply."""
+    """What came back: ``text``, or None and the ``error`` of the last try. ``tries`` is 0 for a kept reply.
+
+    ``positions`` holds, per generated token, the alternatives with their log-probs in nats, if they were asked for.
+    ``unreachable``: nobody answered at all; it says nothing about the question.
+    """
 
     question_id: str
     text: str | None
     error: str = ""
     tries: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    truncated: bool = False
+    positions: tuple[tuple[tuple[str, float], ...], ...] = ()
+    unreachable: bool = False
 
 
 class _TryAgainError(Exception):
-    """A try that failed in a way that may pass; ``wait_s`` is what the endpoint asked for, or None."""
+    """A try that failed in a way that may pass; ``wait_s`` is what the endpoint asked for, or None.
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    ``down``: the endpoint itself is out, not only this question.
+    """
+
+    def __init__(self, reason: str, wait_s: float | None = None, *, down: bool = False) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
+        self.down = down
 
 
 class Endpoint:
@@ -104,6 +130,8 @@ class Endpoint:
         self._client = openai.OpenAI(base_url=spec.base_url, api_key=key, max_retries=0)
         self._kept = _ReplyFile(Path(spec.cache_path)) if spec.cache_path else None
         self._slots = threading.BoundedSemaphore(spec.concurrency)
+        self._pace = Pace(spec.requests_per_minute)
+        self._outage = Outage(spec.outage_s, spec.retry_cap_s)
 
     @property
     def name(self) -> str:
@@ -132,20 +160,33 @@ class Endpoint:
         if kept is not None:
             return Reply(question_id=question.question_id, text=kept)
         with self._slots:
-            reply = self._try_until_deadline(question, random.Random(key))
+            reply = self._try_through_outages(question, random.Random(key))
         if self._kept and reply.text is not None:
             self._kept.put(key, reply.text)
         return reply
 
+    def _try_through_outages(self, question: Question, rng: random.Random) -> Reply:
+        """Ask until there is an answer or a refusal; an endpoint that is down is waited for, ``outage_s`` at most."""
+        tries = 0
+        while True:
+            self._outage.wait()
+            reply = self._try_until_deadline(question, rng)
+            tries += reply.tries
+            if not reply.unreachable:
+                self._outage.over()
+            if not reply.unreachable or not self._outage.may_wait(self.name):
+                return replace(reply, tries=tries)
+
     def _try_until_deadline(self, question: Question, rng: random.Random) -> Reply:
         spec = self._spec
-        end_s, error = time.monotonic() + spec.deadline_s, ""
+        end_s, error, down = time.monotonic() + spec.deadline_s, "", False
         for tries in range(1, spec.max_tries + 1):
+            self._pace.wait()
             try:
-                text = self._try_once(question, timeout_s=end_s - time.monotonic())
-                return Reply(question_id=question.question_id, text=text, tries=tries)
+                reply = self._try_once(question, timeout_s=max(0.001, end_s - time.monotonic()))
+                return replace(reply, tries=tries)
             except _TryAgainError as exc:
-                error = str(exc)
+                error, down = str(exc), exc.down
                 jittered_s = rng.uniform(0, min(spec.retry_cap_s, spec.retry_base_s * 2 ** (tries - 1)))
                 wait_s = jittered_s if exc.wait_s is None else exc.wait_s + jittered_s
             except ValueError as exc:
@@ -154,10 +195,11 @@ class Endpoint:
                 break
             time.sleep(wait_s)
         logger.warning("endpoint gave up question=%s tries=%d error=%s", question.question_id, tries, error)
-        return Reply(question_id=question.question_id, text=None, error=f"{error}, {tries} tries", tries=tries)
+        said = f"{error}, {tries} tries"
+        return Reply(question_id=question.question_id, text=None, error=said, tries=tries, unreachable=down)
 
-    def _try_once(self, question: Question, *, timeout_s: float) -> str:
-        """Return the text of one answer.
+    def _try_once(self, question: Question, *, timeout_s: float) -> Reply:
+        """Return one answer.
 
         Raises:
             ConfigError: if no request can succeed.
@@ -165,27 +207,51 @@ class Endpoint:
         """
         import openai
 
-        spec = self._spec
         try:
-            answer = self._client.chat.completions.create(
-                model=spec.model,
-                messages=[{"role": turn.role, "content": turn.content} for turn in question.messages],  # type: ignore[misc]
-                temperature=spec.temperature,
-                max_tokens=spec.max_tokens,
-                seed=question.seed,
-                timeout=timeout_s,
-            )
+            answer = self._create(question, timeout_s)
         except openai.APIStatusError as exc:
             raise self._judged_status(exc) from exc
         except openai.APIConnectionError as exc:
-            raise _TryAgainError(f"no connection ({type(exc).__name__})") from exc
+            raise _TryAgainError(f"no connection ({type(exc).__name__})", down=True) from exc
         except (openai.OpenAIError, ValueError) as exc:
             raise _TryAgainError(f"an unreadable answer ({type(exc).__name__})") from exc
         choices = getattr(answer, "choices", None)
-        text = choices[0].message.content if choices and choices[0].message else None
+        choice: Any = choices[0] if choices else None
+        text = (
+            getattr(choice, "text", None)
+            if question.raw
+            else getattr(getattr(choice, "message", None), "content", None)
+        )
         if not isinstance(text, str) or not text.strip():
             raise _TryAgainError("an answer without text")
-        return text
+        tokens_in, tokens_out, positions = read_usage(answer, choice)
+        return Reply(
+            question_id=question.question_id,
+            text=text,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            truncated=choice.finish_reason == "length",
+            positions=positions,
+        )
+
+    def _create(self, question: Question, timeout_s: float) -> Any:
+        spec, more = self._spec, dict[str, Any]()
+        if question.schema:
+            form = {"name": "verdict", "strict": True, "schema": json.loads(question.schema)}
+            more["response_format"] = {"type": "json_schema", "json_schema": form}
+        common = {
+            "model": spec.model,
+            "temperature": spec.temperature,
+            "max_tokens": spec.max_tokens,
+            "seed": question.seed,
+            "timeout": timeout_s,
+        }
+        if question.raw:
+            more |= {"logprobs": question.logprobs} if question.logprobs else {}
+            return self._client.completions.create(prompt=question.raw, **common, **more)  # type: ignore[call-overload]
+        more |= {"logprobs": True, "top_logprobs": question.logprobs} if question.logprobs else {}
+        turns = [{"role": turn.role, "content": turn.content} for turn in question.messages]
+        return self._client.chat.completions.create(messages=turns, **common, **more)  # type: ignore[call-overload]
 
     def _judged_status(self, exc: openai.APIStatusError) -> Exception:
         status = exc.status_code
@@ -196,7 +262,8 @@ class Endpoint:
                 f"check the URL, the model name and the key in ${spec.key_env}"
             )
         if status in _RETRIED_STATUS or status >= 500:
-            return _TryAgainError(f"status {status}", _retry_after_s(exc.response.headers.get("retry-after")))
+            wish_s = _retry_after_s(exc.response.headers.get("retry-after"))
+            return _TryAgainError(f"status {status}", wish_s, down=status >= 500)
         return ValueError(f"status {status}")
 
     def _key(self, question: Question) -> str:
@@ -205,6 +272,8 @@ class Endpoint:
             spec.base_url, spec.model, spec.temperature, spec.max_tokens, question.seed,
             [asdict(turn) for turn in question.messages],
         ]  # fmt: skip
+        if question.raw or question.schema or question.logprobs:
+            asked.append([question.raw, question.schema, question.logprobs])
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from safer_ray.backends.rule_packs import read_pack
 from safer_ray.core.criteria import Marks, Question, follows_action, judge_step, question
 from safer_ray.core.refusal import classify_refusal
 from safer_ray.core.rules import RulePack
+from safer_ray.core.scoring import efficiency
 from safer_ray.core.stance import CalibrationAction, calibration_action, verification_stance
 from safer_ray.core.trace import Trace, parse, response_of, step_text
 from safer_ray.errors import TraceError
@@ -116,7 +117,7 @@ class RuleJudge:
         )
 
     def _efficiency(self, tokens: int) -> float:
-        return max(0.0, 1.0 - max(tokens, self._spec.token_floor) / self._spec.token_cap)
+        return efficiency(tokens, floor=self._spec.token_floor, cap=self._spec.token_cap)
 
     def _outcome(self, task: JudgeTask, checkpoint: str) -> Outcome:
         steps = (*task.history, *task.rollout.steps)

@@ -35,3 +35,8 @@ def score_of(verdicts: Sequence[Verdict]) -> StepScore:
         helpfulness=fmean(by_axis["helpfulness"]) if by_axis["helpfulness"] else None,
         efficiency=fmean(by_axis["efficiency"]) if by_axis["efficiency"] else None,
     )
+
+
+def efficiency(tokens: int, *, floor: int = 12, cap: int = 256) -> float:
+    """Return 1 for no tokens, 0 from ``cap`` tokens on; below ``floor`` being shorter earns nothing more."""
+    return max(0.0, 1.0 - max(tokens, floor) / cap)
