@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from safer_ray import __version__
+from safer_ray.cli_audit import audit
 from safer_ray.cli_scale import scaling
 from safer_ray.config import RunConfig, StageName
 from safer_ray.config_file import find_job, load_config
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(audit, name="audit")
 app.add_typer(scaling)
 out = Console()
 err = Console(stderr=True)

@@ -295,7 +295,8 @@ def _context(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Return the templates with our filters; whatever is put into them is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("safer_ray"),
         autoescape=True,
@@ -314,7 +315,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _template_text(environment: jinja2.Environment, name: str) -> Markup:
+def template_text(environment: jinja2.Environment, name: str) -> Markup:
     """Return one of our own files as it is: the style sheet and the script, which hold no data."""
     assert environment.loader is not None
     return Markup(environment.loader.get_source(environment, name)[0])
@@ -330,11 +331,11 @@ def write_report(run_dir: Path) -> Path:
     """
     if not run_dir.is_dir():
         raise JournalError(f"run directory {run_dir}: there is none; name the --run-dir of a run that was started")
-    environment = _environment()
-    script = _template_text(environment, "report.js")
+    environment = page_environment()
+    script = template_text(environment, "report.js")
     digest = base64.b64encode(sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html.j2").render(
-        _context(read_run(run_dir)), style=_template_text(environment, "report.css"), script=script, digest=digest
+        _context(read_run(run_dir)), style=template_text(environment, "report.css"), script=script, digest=digest
     )
     path = run_dir / "report.html"
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -127,7 +127,8 @@ _REASON = re.compile(
     re.IGNORECASE,
 )
 _HARM = re.compile(
-    r"\b(?:hospital|stalking|spying|fraud|theft|forgery|abuse|violence|assault|starvation|overdose|poison\w*|kill\w*|attack|smuggling|spreading)\b", re.IGNORECASE
+    r"\b(?:hospital|stalking|spying|fraud|theft|forgery|abuse|violence|assault|starvation|overdose|poison\w*|kill\w*|attack|smuggling|spreading)\b",
+    re.IGNORECASE,
 )
 """Words that before a refusal name what is wrong with the request; after one they may be the topic of an answer."""
 _ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•]|step\s+\d+\b:?|[a-z]\))\s*", re.IGNORECASE)
@@ -142,8 +143,15 @@ _QUOTE = re.compile(r'"[^"]{2,600}"|\u201c[^\u201d]{2,600}\u201d')
 _FENCE = re.compile(r"```[^\n]*\n(.*?)(?:```|$)", re.DOTALL)
 _MARKUP = re.compile(r"<\|[^|>]{1,40}\|>|</?\s*[a-z]{2,20}\s*/?>")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-_AFTER_COLON = re.compile(r":\s+(.{12,})$")
-_GERUND = re.compile(r"^(?!nothing\b|something\b|anything\b|everything\b|during\b|bring\b|during\b)\w{2,}ing\b", re.IGNORECASE)
+_AFTER_COLON = re.compile(
+    r"(?:\b(?:only|more|further|except|but\s+this|outline|fine|okay)\b[^:]*"
+    r"|(?<!this)(?<!that)(?<!it)(?<!question)(?<!request)(?<!prompt)(?<!task)(?<!message)(?<!following)(?<!asked)):\s+(?!you\b)(.{12,})$",
+    re.IGNORECASE,
+)
+"""What comes after a limit ("no more than this: ..."); after other refusals a colon repeats the request."""
+_GERUND = re.compile(
+    r"^(?!nothing\b|something\b|anything\b|everything\b|during\b|bring\b|during\b)\w{2,}ing\b", re.IGNORECASE
+)
 """How a sentence begins that speaks of what was asked: "Reading her letters would ..."."""
 _CONTRAST = re.compile(r"^(?:but|however|yet|though|still|nevertheless|that\s+said|anyway|well)\b[,\s]*", re.IGNORECASE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -11,32 +12,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safer_ray.backends.labelled_answers import read_answers
 from safer_ray.core.refusal import classify_refusal
 from safer_ray.records import Refusal
 
-ANSWERS = [
+ANSWERS = [asdict(answer) for answer in read_answers()]
+WORDINGS = [
     json.loads(line)
-    for line in (Path(__file__).parent / "data" / "labelled_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in (Path(__file__).parent / "data" / "refusal_wordings.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-# Measured: dev 131 of 133, held 122 of 131. The patterns were tuned on the dev half only; both halves have one author.
-LEAST_ACCURACY = {"dev": 0.97, "held": 0.93}
+# Measured: dev 209 rows 0.98 and 0.99, held 183 rows 0.91 and 0.93 (three classes; full or not). Patterns were tuned
+# on dev and on the wordings only; all have one author, so other people's answers will be harder.
+LEAST_ACCURACY = {"dev": (0.96, 0.97), "held": (0.90, 0.92)}
 
 
-@pytest.mark.parametrize("half", LEAST_ACCURACY)
-def test_refusals_are_told_apart_with_the_stated_accuracy(half: str) -> None:
-    rows = [row for row in ANSWERS if row["half"] == half]
-    confusion = Counter((row["refusal"], classify_refusal(row["answer"])) for row in rows)
-    right = sum(count for (said, read), count in confusion.items() if said == read)
-    wrong = {pair: count for pair, count in confusion.items() if pair[0] != pair[1]}
-    assert right / len(rows) >= LEAST_ACCURACY[half], f"{half}: {right} of {len(rows)}, wrong: {wrong}"
+@pytest.mark.parametrize("split", LEAST_ACCURACY)
+def test_refusals_are_told_apart_with_the_stated_accuracy(split: str) -> None:
+    rows = [row for row in ANSWERS if row["split"] == split]
+    read = [classify_refusal(row["answer"]) for row in rows]
+    wrong = [row["answer_id"] for row, kind in zip(rows, read, strict=True) if row["refusal"] != kind]
+    full = sum((row["refusal"] == "full") == (kind == "full") for row, kind in zip(rows, read, strict=True))
+    classes, full_or_not = LEAST_ACCURACY[split]
+    assert 1 - len(wrong) / len(rows) >= classes, wrong
+    assert full / len(rows) >= full_or_not
+
+
+def test_ways_to_say_no_are_told_from_words_that_only_sound_like_it() -> None:
+    wrong = [row["answer"] for row in WORDINGS if classify_refusal(row["answer"]) != row["refusal"]]
+    assert len(wrong) / len(WORDINGS) <= 0.08, wrong
 
 
 def test_the_labelled_answers_are_many_distinct_and_of_every_kind() -> None:
-    kinds = Counter((row["half"], row["refusal"]) for row in ANSWERS)
-    assert len(ANSWERS) >= 240
-    assert len({row["answer"] for row in ANSWERS}) == len({row["id"] for row in ANSWERS}) == len(ANSWERS)
-    assert min(kinds[half, kind] for half in LEAST_ACCURACY for kind in get_args(Refusal)) >= 10
-    assert {row["prompt_label"] for row in ANSWERS if row["refusal"] == "none"} == {"safe", "unsafe"}
+    kinds = Counter((row["split"], row["refusal"]) for row in ANSWERS)
+    assert len(ANSWERS) >= 300
+    assert len({row["answer"] for row in ANSWERS}) == len({row["answer_id"] for row in ANSWERS}) == len(ANSWERS)
+    assert min(kinds[split, kind] for split in LEAST_ACCURACY for kind in get_args(Refusal)) >= 10
+    for label in ("unsafe", "safe"):
+        for refusal in ("full", "partial", "none"):
+            assert sum(row["prompt_label"] == label and row["refusal"] == refusal for row in ANSWERS) >= 20
+    categories = Counter(row["category"] for row in ANSWERS)
+    assert all(categories[f"R{number:02d}"] >= 5 for number in range(1, 15))
 
 
 @given(st.text())

@@ -1,0 +1,120 @@
+"""Answers labelled by hand: reading them, and showing them to a judge as if a model had written them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import safer_ray
+from safer_ray.backends.base import Judge, JudgeTask
+from safer_ray.core.judge_audit import LabelledAnswer, Reading
+from safer_ray.errors import DataError, JudgeError
+from safer_ray.records import LABELS, Message, Prompt, Refusal, Rollout, Step, Verdict
+
+SHIPPED_ANSWERS = Path(safer_ray.__file__).resolve().parent / "audit_data" / "answers.jsonl"
+_TEXT_FIELDS = ("id", "prompt", "prompt_label", "category", "answer", "refusal")
+
+
+def read_answers(path: Path = SHIPPED_ANSWERS) -> list[LabelledAnswer]:
+    """Return the answers of a JSONL file.
+
+    A row holds id, prompt, prompt_label (unsafe or safe), category (rule id), answer, refusal (full, partial, none
+    or unparsable) and, if it may be tuned on, split dev.
+
+    Raises:
+        DataError: naming file, line and what is wrong; also if there are no rows, or two with one id.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"labelled answers {path}: cannot be read as UTF-8 text ({exc}); check the path") from exc
+    found: dict[str, LabelledAnswer] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _row(line, f"{path}:{number}")
+        if row.answer_id in found:
+            raise DataError(f"{path}:{number}: a second answer with the id {row.answer_id}; ids must differ")
+        found[row.answer_id] = row
+    if not found:
+        raise DataError(f"labelled answers {path}: no rows; one JSON object per line is needed")
+    return list(found.values())
+
+
+def _row(line: str, where: str) -> LabelledAnswer:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as exc:
+        raise DataError(f"{where}: not JSON ({exc}); write one object per line") from exc
+    bad = [name for name in _TEXT_FIELDS if not isinstance(row, dict) or not isinstance(row.get(name), str)]
+    if bad:
+        raise DataError(f"{where}: {', '.join(bad)} must be there and be text")
+    allowed = {"prompt_label": LABELS[:2], "refusal": get_args(Refusal), "split": ("dev", "held")}
+    for name, values in allowed.items():
+        if row.get(name, values[-1]) not in values:
+            raise DataError(f"{where}: {name} {row[name]!r} is not one of {', '.join(values)}")
+    if not row["prompt"].strip():
+        raise DataError(f"{where}: the prompt is empty; judges need to know what was asked")
+    return LabelledAnswer(
+        answer_id=row["id"],
+        prompt=row["prompt"],
+        prompt_label=row["prompt_label"],
+        category=row["category"],
+        answer=row["answer"],
+        refusal=row["refusal"],
+        split=row.get("split", "held"),
+    )
+
+
+def judge_task(answer: LabelledAnswer) -> JudgeTask:
+    """Return the task of judging an answer that came without a trace; its tokens are stand-ins, one per word."""
+    text = answer.answer or " "
+    ids = tuple(range(max(1, len(text.split()))))
+    prompt = Prompt(
+        prompt_id=answer.answer_id,
+        messages=(Message(role="user", content=answer.prompt),),
+        label=answer.prompt_label,
+        category=answer.category,
+    )
+    rollout = Rollout(
+        rollout_id=answer.answer_id,
+        prompt_id=answer.answer_id,
+        sample_index=0,
+        first_step=0,
+        policy_version=0,
+        prompt_ids=(0,),
+        prefix_ids=(),
+        completion_ids=ids,
+        logprobs=(),
+        steps=(Step(kind="response", start=0, stop=len(ids), text=text),),
+        finish="stop",
+    )
+    return JudgeTask(prompt=prompt, rollout=rollout)
+
+
+def readings_of(judge: Judge, answers: Sequence[LabelledAnswer]) -> list[Reading]:
+    """Return what ``judge`` makes of each answer: its class from ``outcomes``, its score from ``judge``.
+
+    Raises:
+        JudgeError: if the judge as a whole fails, or leaves out an answer.
+    """
+    tasks = [judge_task(answer) for answer in answers]
+    outcomes = {outcome.prompt_id: outcome for outcome in judge.outcomes(tasks, "labelled")}
+    verdicts = {(verdict.rollout_id, verdict.axis): verdict for verdict in judge.judge(tasks)}
+    missing = [answer.answer_id for answer in answers if answer.answer_id not in outcomes]
+    if missing:
+        raise JudgeError(f"judge {judge.name}: no outcome for {len(missing)} answers, the first {missing[0]}")
+    readings = []
+    for answer in answers:
+        axis = "safety" if answer.prompt_label == "unsafe" else "helpfulness"
+        verdict: Verdict | None = verdicts.get((answer.answer_id, axis))  # type: ignore[arg-type]
+        readings.append(
+            Reading(
+                refusal=outcomes[answer.answer_id].refusal,
+                score=verdict.score if verdict else None,
+                error=verdict.error if verdict else "no verdict",
+            )
+        )
+    return readings
