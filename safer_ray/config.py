@@ -225,6 +225,9 @@ class SftConfig(Section):
     step_weights: dict[StepKind, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="weight of a token by its step; steps not named weigh 1"
     )
+    decision_weight: float = Field(
+        1.0, ge=1, description="weight of the tokens that state topic, aim, rule or path, times that of their step"
+    )
     optim: OptimConfig = OptimConfig(lr=1e-5)
 
 

@@ -223,7 +223,10 @@ class StepPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceExample:
-    """A synthetic trace to imitate. Shapes: ``prompt_ids[P]``, ``completion_ids[T]`` tiled by ``steps``."""
+    """A synthetic trace to imitate. Shapes: ``prompt_ids[P]``, ``completion_ids[T]`` tiled by ``steps``.
+
+    ``decision_at`` are the completion tokens that state topic, aim, rule or path; see ``core.decisions``.
+    """
 
     example_id: str
     prompt_id: str
@@ -231,9 +234,14 @@ class TraceExample:
     completion_ids: tuple[int, ...]
     steps: tuple[Step, ...]
     teacher: str
+    decision_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_tiling(f"trace {self.example_id}", self.steps, len(self.completion_ids))
+        _require(
+            all(0 <= token < len(self.completion_ids) for token in self.decision_at),
+            f"trace {self.example_id}: decision_at must lie in 0..{len(self.completion_ids) - 1}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -254,7 +254,9 @@ def train_task(config: RunConfig, phase: Phase, run_dir: RunDir) -> TrainTask:
             kind="sft",
             data_path=str(traces),
             optim=_optim(config.sft.optim),
-            loss=LossSettings(step_weights=tuple(config.sft.step_weights.items())),
+            loss=LossSettings(
+                step_weights=tuple(config.sft.step_weights.items()), decision_weight=config.sft.decision_weight
+            ),
             seed=config.seed,
         )
     section = config.erpo

@@ -28,7 +28,7 @@ KINDS: dict[type, str] = {
     Rollout: "rollouts/1",
     Verdict: "verdicts/1",
     StepPair: "pairs/1",
-    TraceExample: "traces/1",
+    TraceExample: "traces/2",
     Outcome: "outcomes/1",
 }
 _SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}

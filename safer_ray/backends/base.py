@@ -174,6 +174,8 @@ class LossSettings:
     prompt_weighting: Literal["mean", "sum"] = "mean"
     step_weights: tuple[tuple[StepKind, float], ...] = ()
     """SFT: what a token of a step weighs; steps not named weigh 1."""
+    decision_weight: float = 1.0
+    """SFT: how many times as much a token weighs that states topic, aim, rule or path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from safer_ray.backends.endpoint import Endpoint, EndpointSpec, Question, Reply
 from safer_ray.backends.pack_extras import read_cues, read_written_answers
 from safer_ray.backends.rule_packs import pack_path, read_pack
 from safer_ray.backends.template_teacher import TemplateTeacher, TraceTokenizer
+from safer_ray.core.decisions import decision_tokens
 from safer_ray.core.refusal import classify_refusal
 from safer_ray.core.rule_text import ACTION_WORDS, rules_text, student_system_prompt
 from safer_ray.core.rules import RulePack
@@ -97,6 +98,7 @@ class LlmTeacher:
         attempts: int = 2,
     ) -> None:
         self._pack = pack
+        self._titles = tuple(rule.title for rule in pack.rules.values())
         self._tokenizer = tokenizer
         self._endpoint = endpoint
         self._written = written
@@ -198,6 +200,7 @@ class LlmTeacher:
             completion_ids=ids,
             steps=steps,
             teacher=self.name,
+            decision_at=decision_tokens(self._tokenizer.decode_pieces(ids), steps, self._titles),
         )
         return example, ""
 

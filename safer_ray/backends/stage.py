@@ -54,7 +54,9 @@ def make_stage(task: TrainTask, *, ranks: int) -> Stage:
     table = read_table(Path(task.data_path))
     optim = task.optim
     if task.kind == "sft":
-        trees = trees_of_examples(from_table(table, TraceExample), dict(task.loss.step_weights))
+        trees = trees_of_examples(
+            from_table(table, TraceExample), dict(task.loss.step_weights), task.loss.decision_weight
+        )
     else:
         trees = build_trees(from_table(table, StepPair), token_budget=optim.pack_tokens)
     if not trees:

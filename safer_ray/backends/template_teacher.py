@@ -20,6 +20,7 @@ from safer_ray.backends.rule_packs import pack_path, read_pack
 from safer_ray.backends.template_phrases import WORDING, Register
 from safer_ray.core.answers import UnfitAnswerError, fit_answer
 from safer_ray.core.cues import CueBook, best_phrase
+from safer_ray.core.decisions import decision_tokens
 from safer_ray.core.encode import SPOKEN, plain_text
 from safer_ray.core.gist import Gist, gist, shorten
 from safer_ray.core.refusal import classify_refusal
@@ -48,6 +49,8 @@ class TraceTokenizer(Protocol):
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]: ...
 
     def encode_trace(self, trace: Trace) -> tuple[tuple[int, ...], tuple[Step, ...]]: ...
+
+    def decode_pieces(self, ids: Sequence[int]) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,7 @@ class TemplateTeacher:
     ) -> None:
         self._writer = TraceWriter(pack=pack, cues=cues or CueBook())
         self._pack = pack
+        self._titles = (*(rule.title for rule in pack.rules.values()), phrases.NO_TOPIC)
         self._tokenizer = tokenizer
         self._written = dict(written_answers or {})
         self._seed = seed
@@ -142,6 +146,7 @@ class TemplateTeacher:
             completion_ids=ids,
             steps=steps,
             teacher=self.name,
+            decision_at=decision_tokens(self._tokenizer.decode_pieces(ids), steps, self._titles),
         )
 
     def _answer(self, task: TeachTask) -> tuple[str, list[str]]:

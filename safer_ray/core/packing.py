@@ -170,11 +170,14 @@ def _tree_of_pairs(group: Sequence[StepPair], prompt_pairs: int) -> Pack:
 
 
 def trees_of_examples(
-    examples: Sequence[TraceExample], step_weights: Mapping[StepKind, float] = MappingProxyType({})
+    examples: Sequence[TraceExample],
+    step_weights: Mapping[StepKind, float] = MappingProxyType({}),
+    decision_weight: float = 1.0,
 ) -> list[Pack]:
     """Return one tree per example: a single path whose completion is learnt.
 
-    A token weighs what ``step_weights`` says of its step, else 1.
+    A token weighs what ``step_weights`` says of its step, else 1; one that states a decision ``decision_weight``
+    times as much.
 
     Raises:
         ValueError: if an example has no prompt tokens.
@@ -187,6 +190,8 @@ def trees_of_examples(
         context = trie.insert(example.prompt_ids, -1)[-1]
         path = trie.insert(example.completion_ids, context)
         weights_T = [step_weights.get(step.kind, 1.0) for step in example.steps for _ in range(step.tokens)]
+        for token in example.decision_at:
+            weights_T[token] *= decision_weight
         trees.append(_lay_out(trie, dict(zip(path, weights_T, strict=True)), ()))
     return trees
 

@@ -110,6 +110,7 @@ RECORDS: tuple[Any, ...] = (PROMPT, REQUEST, ROLLOUT, VERDICT, PAIR, EXAMPLE)
         (PAIR, {"rejected_ids": ()}, "an empty sibling"),
         (PAIR, {"rejected_ids": (2,)}, "the same tokens"),
         (EXAMPLE, {"completion_ids": (2,)}, "do not cover its 1 tokens"),
+        (EXAMPLE, {"decision_at": (2,)}, "decision_at must lie in 0..1"),
     ],
 )  # fmt: skip
 def test_a_record_refuses_nonsense(record: Any, change: dict[str, Any], what: str) -> None:
@@ -165,10 +166,10 @@ def test_concatenated_tables_hold_all_records_in_order(data: st.DataObject) -> N
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_another_version_or_kind_or_no_mark_at_all_is_refused(kind: type) -> None:
-    name = KINDS[kind].partition("/")[0]
-    for metadata in ({"safer_ray": f"{name}/2"}, {"safer_ray": "cakes/1"}, {}, None):
+    name, _, version = KINDS[kind].partition("/")
+    for metadata in ({"safer_ray": f"{name}/{int(version) + 1}"}, {"safer_ray": "cakes/1"}, {}, None):
         table = to_table([], kind).replace_schema_metadata(metadata)
-        with pytest.raises(DataError, match=f"{name}/1 was expected"):
+        with pytest.raises(DataError, match=f"{KINDS[kind]} was expected"):
             from_table(table, kind)
 
 
