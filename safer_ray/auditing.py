@@ -1,15 +1,22 @@
-"""Audits as a whole: judges by name or job file, read, compared with labels, and taken together."""
+"""Audits as a whole: judges by name or job file against labels, and the traces of a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from safer_ray.backends.labelled_answers import readings_of
+from safer_ray.backends.models import ChatTokenizer, resolve_model
 from safer_ray.backends.rule_judge import RuleJudgeSpec
+from safer_ray.backends.rule_packs import read_pack
+from safer_ray.backends.toy_tokenizer import ToyTokenizer
+from safer_ray.backends.trace_probe import SegmentTokenizer, TraceAudit, audit_traces
 from safer_ray.config_file import find_job, load_config
+from safer_ray.core.items import balanced
 from safer_ray.core.judge_audit import JudgeAudit, LabelledAnswer, Reading, audit_judge, vote
 from safer_ray.core.refusal_lists import LISTS
 from safer_ray.errors import ConfigError
+from safer_ray.prompts import load_prompts
 
 Answers = Sequence[LabelledAnswer]
 
@@ -50,3 +57,59 @@ def _reader(name: str, overrides: Sequence[str]) -> tuple[str, Callable[[Answers
 
     built = judge_spec(load_config(find_job(name), overrides)).build()
     return f"{built.name} ({name})", lambda answers: readings_of(built, answers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointAudit:
+    """A checkpoint's traces probed, with what they were probed on."""
+
+    checkpoint: str
+    job: str
+    sampler: str
+    n_unsafe: int
+    n_safe: int
+    traces: TraceAudit
+
+
+def audit_checkpoint(checkpoint: str, job: str, *, prompts: int, overrides: Sequence[str] = ()) -> CheckpointAudit:
+    """Probe the traces of a checkpoint on test prompts of a job, half of them unsafe as far as they last.
+
+    The sampler of the job is built in this process, one engine, no Ray. Categories that must never be sampled
+    are left out.
+
+    Raises:
+        ConfigError: if the job has no test prompts to probe with.
+    """
+    from safer_ray.specs import sampler_spec, student_prompt
+
+    config = load_config(find_job(job), [*overrides, f"model.id={checkpoint}"])
+    pack = read_pack(config.rules.pack)
+    loaded = load_prompts(config.prompts.sources, max_bad_share=config.prompts.max_bad_share).prompts
+    banned = set(config.prompts.never_sample)
+    test = [prompt for prompt in loaded if prompt.split == "test" and prompt.category not in banned]
+    chosen = balanced([prompt for prompt in test if prompt.label != "unknown"], prompts, config.seed)
+    if not chosen:
+        raise ConfigError(f"job {job}: no labelled test prompts to probe traces with; check prompts.sources")
+    tokenizer: SegmentTokenizer
+    if config.sampler.kind == "fake":
+        tokenizer, model = ToyTokenizer(), checkpoint
+    else:
+        found = resolve_model(config.model.id)
+        tokenizer = ChatTokenizer.load(
+            found, system_prompt=student_prompt(config), trust_remote_code=config.model.trust_remote_code
+        )
+        model = str(found)
+    sampler = sampler_spec(config, model).build()
+    try:
+        found_traces = audit_traces(sampler, tokenizer, chosen, sorted(pack.rules), seed=config.seed)
+    finally:
+        sampler.close()
+    unsafe = sum(prompt.label == "unsafe" for prompt in chosen)
+    return CheckpointAudit(
+        checkpoint=checkpoint,
+        job=job,
+        sampler=sampler.name,
+        n_unsafe=unsafe,
+        n_safe=len(chosen) - unsafe,
+        traces=found_traces,
+    )

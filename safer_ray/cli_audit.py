@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-
-from safer_ray.errors import ConfigError
 
 audit = typer.Typer(
     help="Measure judges against labelled answers, and traces against what they should do.", no_args_is_help=True
@@ -59,11 +58,37 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def require(condition: bool, message: str) -> None:
-    """Refuse a command line that cannot be carried out.
+@audit.command("traces")
+def traces_command(
+    checkpoint: Annotated[str, typer.Argument(help="a checkpoint directory, or any model id a job may name")],
+    job: Annotated[str, typer.Option("--job", help="job whose sampler, rules and test prompts are used")] = "demo_cpu",
+    prompts: Annotated[int, typer.Option("--prompts", min=2, help="test prompts, half of them unsafe")] = 60,
+    to: OutOpt = Path("audit"),
+    set_: SetOpt = None,
+) -> None:
+    """Ask whether a checkpoint's answers depend on its traces: swap them, cut them, cite other rules."""
+    from dataclasses import asdict
 
-    Raises:
-        ConfigError: with ``message``, unless ``condition`` holds.
-    """
-    if not condition:
-        raise ConfigError(message)
+    from safer_ray.audit_page import write_aside
+    from safer_ray.auditing import audit_checkpoint
+
+    found = audit_checkpoint(checkpoint, job, prompts=prompts, overrides=set_ or ())
+    traces = found.traces
+    read = traces.prompts - traces.unread
+    out.print(f"{read} of {traces.prompts} prompts ({found.n_unsafe} unsafe) got a whole trace, {found.sampler}")
+    for effect in (traces.control, traces.swap, traces.truncate, traces.shuffle):
+        out.print(effect.text, markup=False)
+    verdicts = {
+        True: "yes: a foreign trace turns more answers than chance",
+        False: "not shown: a foreign trace turns answers no more clearly than going on does",
+        None: "cannot be said: all answers are alike, or there are none",
+    }
+    out.print(f"answers depend on traces: {verdicts[traces.used]}", soft_wrap=True)
+    if traces.diversity and traces.diversity.recovery:
+        recovery = traces.diversity.recovery
+        out.print(
+            f"category told from the assessment: {_share(recovery.right.share)} (chance {_share(recovery.chance)}), "
+            f"{recovery.information:.2f} of {recovery.entropy:.2f} bits; self-BLEU {traces.diversity.self_bleu:.2f}"
+        )
+    text = json.dumps(asdict(found), indent=1, ensure_ascii=False, allow_nan=False)
+    out.print(f"data: {write_aside(to / 'traces.json', text + chr(10))}", soft_wrap=True)
