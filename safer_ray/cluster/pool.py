@@ -102,10 +102,11 @@ class Pool:
     async def _bring_up(self, replica: Replica) -> None:
         try:
             await self._start_one(replica)
-        except (SaferRayError, RayError, ReplicaLost, TimeoutError) as exc:
-            why = (
-                exc if isinstance(exc, SaferRayError) else ClusterError(f"{replica.name}: {_reason(exc)}; see its log")
-            )
+        except (RayError, ReplicaLost) as exc:
+            # Its process or its node died: no reason why the next one should not start.
+            self.lose(replica, f"died while it started ({type(exc).__name__})")
+        except (SaferRayError, TimeoutError) as exc:
+            why = exc if isinstance(exc, SaferRayError) else ClusterError(f"{exc}; see its log")
             logger.warning("not joined replica=%s reason=%s", replica.name, why)
             self._why_fewer, self._retry_at = why, _now() + _RETRY_S
             self._bury(replica, str(why))
@@ -123,8 +124,6 @@ class Pool:
             raise ClusterError(
                 f"{replica.name}: not up after {self.patience.start_s:.0f} s; see its log or raise start_deadline_s"
             ) from exc
-        except RayError as exc:
-            raise ClusterError(f"{replica.name}: died while it started ({type(exc).__name__}); see its log") from exc
         replica.go(ReplicaState.REFITTING)
         await self.fit(replica)
         # Before anything else can run: whoever works on each replica must not miss one that was just made fit.

@@ -42,7 +42,7 @@ def ray_session(address: str | None, object_store_mib: int) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    with _own_token(), tempfile.TemporaryDirectory(prefix="safer_ray-", ignore_cleanup_errors=True) as scratch:
+    with own_token(), tempfile.TemporaryDirectory(prefix="safer_ray-", ignore_cleanup_errors=True) as scratch:
         _start(object_store_mib, scratch)
         try:
             yield
@@ -51,7 +51,7 @@ def ray_session(address: str | None, object_store_mib: int) -> Iterator[None]:
 
 
 @contextmanager
-def _own_token() -> Iterator[None]:
+def own_token() -> Iterator[None]:
     """Give the cluster started here a token of its own; it lives in this process's environment only."""
     mine = {TOKEN_MODE: "token", _TOKEN: secrets.token_hex(32)}
     before = {name: os.environ.get(name) for name in mine}

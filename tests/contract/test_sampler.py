@@ -243,6 +243,16 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_served_until_good_weights_co
     assert backend.sampler.sample([ask()])[0].policy_version == 1
 
 
+def test_a_living_sampler_brings_a_token_and_one_without_confirmed_weights_does_not(backend: Backend) -> None:
+    backend.sampler.alive()
+    with pytest.raises(WeightsError):
+        backend.sampler.load_weights(replace(backend.other, checksum="0"))
+    with pytest.raises(SamplerError):
+        backend.sampler.alive()
+    backend.sampler.load_weights(backend.first)
+    backend.sampler.alive()
+
+
 def test_concurrent_calls_return_what_each_asked_for(backend: Backend) -> None:
     def sample(index: int) -> list[Rollout]:
         return backend.sampler.sample([ask(f"{index}-{i}", n=2) for i in range(2)])

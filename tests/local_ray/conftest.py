@@ -1,22 +1,43 @@
-"""One local cluster for the whole tier, and the undisturbed run that disturbed ones are compared with."""
+"""One cluster for the whole tier, to which tests add nodes, and the undisturbed run that others are compared with."""
 
 from __future__ import annotations
 
+import logging
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 from tiny_runs import Watched, watched_run
 
-from safer_ray.cluster.session import ray_session
+from safer_ray.cluster.session import own_token
+
+STORE_BYTES = 128 * 2**20
 
 
 @pytest.fixture(scope="session")
-def local_cluster() -> Iterator[None]:
-    """A Ray cluster that this process has joined, started the way a run starts one; runs then join it, too."""
-    with pytest.MonkeyPatch.context() as patch:
+def many_nodes() -> Iterator[Cluster]:
+    """A cluster of several raylets on this machine, with token authentication, which this process has joined.
+
+    Only its head is there at first; runs of this process join it, too. Whoever adds a node removes it.
+    """
+    scratch = tempfile.mkdtemp(prefix="r")  # short, because it holds unix sockets
+    with pytest.MonkeyPatch.context() as patch, own_token():
         patch.delenv("RAY_ADDRESS", raising=False)
-        with ray_session(None, object_store_mib=128):
-            yield
+        head = {"num_cpus": 4, "object_store_memory": STORE_BYTES, "include_dashboard": False, "temp_dir": scratch}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def local_cluster(many_nodes: Cluster) -> None:
+    """The same, for tests that need no other node."""
 
 
 @pytest.fixture(scope="session")
