@@ -70,6 +70,7 @@ class Pool:
             await self._free.wait_for(lambda: self.serving() or self._hopeless())
         if not self.serving():
             raise self._why_fewer or ClusterError(f"{self.role}: none could be started; see their logs")
+        self.idle_since = _now()
 
     def scale(self, count: int) -> None:
         """Want ``count`` replicas from now on: start what is missing, drain what is too many."""

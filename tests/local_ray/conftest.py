@@ -15,6 +15,12 @@ from tiny_runs import Watched, watched_run
 from safer_ray.cluster.session import own_token
 
 STORE_BYTES = 128 * 2**20
+# A node that does not answer is dead for Ray after about ten seconds, instead of a minute.
+QUICK_TIMEOUT = {
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 5,
+}
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +33,7 @@ def many_nodes() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch, own_token():
         patch.delenv("RAY_ADDRESS", raising=False)
         head = {"num_cpus": 4, "object_store_memory": STORE_BYTES, "include_dashboard": False, "temp_dir": scratch}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": QUICK_TIMEOUT})
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
         yield cluster
         ray.shutdown()
