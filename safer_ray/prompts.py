@@ -101,6 +101,15 @@ def read_prompts(source: PromptSource) -> Iterator[Prompt | BadRow]:
         yield item
 
 
+def read_rows(source: PromptSource) -> Iterator[Row]:
+    """Yield the rows of one source as they stand, without those that cannot be read.
+
+    Raises:
+        DataError: as ``read_prompts`` does.
+    """
+    return (row for _, row in _cells(source) if not isinstance(row, str))
+
+
 def shipped_pack(name: str) -> Path:
     """Return the folder of a rule pack that comes with the product, in a checkout as in an installed wheel.
 

@@ -63,27 +63,27 @@ def _cues(folder: Path, pack: RulePack | None) -> CueBook:
     return CueBook(phrases=phrases, everyday=everyday)
 
 
-def read_examples(folder: Path) -> list[dict[str, str]]:
-    """Return the training prompts beside a pack and the packs it extends: id, category, label and plain text.
+def read_examples(folder: Path, split: str = "train") -> list[dict[str, str]]:
+    """Return the prompts beside a pack and the packs it extends: id, category, label, text as written and plain.
 
-    Rows of any split but ``train`` are left out: nothing may be fitted on them.
+    Only rows of one split: nothing may be fitted on any but ``train``, which is what a row without one belongs to.
 
     Raises:
         RulePackError: naming the line that is not a labelled prompt.
     """
-    return [row for each in _folders(folder) for row in _examples(each / "prompts")]
+    return [row for each in _folders(folder) for row in _examples(each / "prompts", split)]
 
 
-def _examples(folder: Path) -> Iterator[dict[str, str]]:
+def _examples(folder: Path, split: str) -> Iterator[dict[str, str]]:
     for path in sorted(folder.glob("*.jsonl")):
         if path.stem.endswith("_answers"):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             with boundary(RulePackError, f"{path}:{number}"):
                 row = json.loads(line)
-                if row.get("split", "train") == "train":
-                    text = str(row.get("plain", row["prompt"]))
-                    yield {key: str(row[key]) for key in ("id", "category", "label")} | {"text": text}
+                if row.get("split", "train") == split:
+                    plain = str(row.get("plain", row["prompt"]))
+                    yield {key: str(row[key]) for key in ("id", "category", "label", "prompt")} | {"plain": plain}
 
 
 def read_written_answers(folder: Path) -> dict[str, str]:
