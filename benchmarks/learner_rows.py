@@ -1,0 +1,142 @@
+"""The rows of the table that are about learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.measure import Bench, Result, Side, result, values
+
+OURS = "benchmarks.learners:Pairs"
+TRL_DPO = "benchmarks.trl_trainers:Dpo"
+PACK_TOKENS = 1024
+ONE_STEP = 1 << 20
+"""Tokens per optimiser step that no workload reaches: all pairs of a run are one step, on both sides."""
+
+DPO_SWEEP = [
+    {"batch": batch, "precompute": precompute, "autocast": autocast}
+    for batch, precompute, autocast in (
+        (1, False, False), (1, True, False), (2, True, False), (4, False, False), (4, True, False),
+        (1, True, True), (4, True, True),
+    )
+]  # fmt: skip
+SFT_SWEEP = [
+    {"batch": batch, "layout": layout, "autocast": autocast}
+    for batch, layout, autocast in (
+        (1, "padded", False), (4, "padded", False), (4, "padded_by_length", False), (8, "padded_by_length", False),
+        (4, "padding_free", False), (1, "packed", False), (4, "padded_by_length", True),
+    )
+]  # fmt: skip
+
+
+def _shape(prompts: int, siblings: int, steps: int) -> dict[str, int]:
+    return {"prompts": prompts, "prompt_tokens": 400, "step_tokens": 60, "siblings": siblings, "steps": steps}
+
+
+def _ours(shape: Mapping[str, int], *, pack_tokens: int = PACK_TOKENS, tokens_per_step: int = ONE_STEP) -> Side:
+    return Side(target=OURS, settings={"pack_tokens": pack_tokens, "tokens_per_step": tokens_per_step, **shape})
+
+
+def _trl(shape: Mapping[str, int], best: Mapping[str, Any]) -> Side:
+    pairs = shape["prompts"] * shape["steps"] * shape["siblings"] * (shape["siblings"] - 1) // 2
+    return Side(target=TRL_DPO, settings={**best, "pairs_per_step": pairs, "shape": dict(shape)})
+
+
+def _sweep(bench: Bench, what: str, sides: list[Side]) -> tuple[int, list[dict[str, Any]]]:
+    """Return the index of the fastest and what each did in one run after a warm-up."""
+    tried = []
+    for side in sides:
+        [figures] = bench.take_turns({f"sweep {what}": side}, runs=1)[f"sweep {what}"]
+        options = {
+            key: side.settings[key] for key in ("batch", "precompute", "layout", "autocast") if key in side.settings
+        }
+        tried.append({**options, "rate": figures["rate"], "peak_rss_mib": figures["peak_rss_mib"]})
+    best = max(range(len(tried)), key=lambda index: float(tried[index]["rate"]))
+    bench.say(f"best of the {what} sweep: {tried[best]}")
+    return best, tried
+
+
+def best_dpo(bench: Bench) -> dict[str, Any]:
+    """Return TRL's fastest settings on single pairs, swept once, with the whole sweep."""
+    if "dpo" not in bench.sweeps:
+        shape = _shape(2 if bench.quick else 4, 2, 1)
+        candidates = DPO_SWEEP[1::3] if bench.quick else DPO_SWEEP
+        best, tried = _sweep(bench, "DPOTrainer", [_trl(shape, each) for each in candidates])
+        bench.sweeps["dpo"] = {"best": candidates[best], "tried": tried}
+    return dict(bench.sweeps["dpo"])
+
+
+def _pairs_row(bench: Bench, name: str, goal: str, shape: Mapping[str, int]) -> tuple[Result, dict[str, Any]]:
+    sweep = best_dpo(bench)
+    sides = {"ours": _ours(shape), "reference": _trl(shape, sweep["best"])}
+    figures = bench.take_turns(sides)
+    settings = {"ours": sides["ours"].settings, "reference": {**sides["reference"].settings, "sweep": sweep["tried"]}}
+    rates = {name: values(each) for name, each in figures.items()}
+    return result(name, "pairs/s", f"ratio >= {goal}", rates, settings), figures
+
+
+def single_pairs(bench: Bench) -> list[Result]:
+    """One pair per prompt against DPOTrainer: pairs per second, and the peak of memory in the same runs."""
+    shape = _shape(2 if bench.quick else 4, 2, 1)
+    row, figures = _pairs_row(bench, "one pair per prompt", "4", shape)
+    peaks = {name: values(each, "peak_rss_mib") for name, each in figures.items()}
+    return [row, result("peak memory at equal work", "MiB", "ratio <= 0.6", peaks, row.settings)]
+
+
+def sibling_pairs(bench: Bench) -> list[Result]:
+    """Four siblings at one step, all their pairs."""
+    return [_pairs_row(bench, "4 siblings, all pairs", "7", _shape(1, 4, 1))[0]]
+
+
+def whole_trees(bench: Bench) -> list[Result]:
+    """Four steps of four siblings."""
+    return [_pairs_row(bench, "whole trees, 4 x 4", "12", _shape(1, 4, 2 if bench.quick else 4))[0]]
+
+
+def share_of_peak(bench: Bench) -> list[Result]:
+    """Model FLOP/s of optimiser steps over the bf16 matmul peak measured around each of them."""
+    shape = _shape(2 if bench.quick else 12, 2, 1)
+    side = _ours(shape)
+    figures = bench.take_turns({"ours": side})["ours"]
+    rates = {"ours": values(figures, "tflops"), "reference": values(figures, "peak_tflops")}
+    return [result("packed step: share of matmul peak", "TFLOP/s", "ratio >= 0.55", rates, {"ours": side.settings})]
+
+
+def sft(bench: Bench) -> list[Result]:
+    """SFT on real traces against SFTTrainer."""
+    work = {"examples": 8 if bench.quick else 32}
+    step = {"tokens_per_step": 2048}
+    candidates = SFT_SWEEP[1::3] if bench.quick else SFT_SWEEP
+    theirs = [Side(target="benchmarks.trl_trainers:Sft", settings={**each, **work, **step}) for each in candidates]
+    best, tried = _sweep(bench, "SFTTrainer", theirs)
+    ours = Side(target="benchmarks.learners:Sft", settings={**work, **step, "pack_tokens": PACK_TOKENS})
+    figures = bench.take_turns({"ours": ours, "reference": theirs[best]})
+    rates = {name: values(each) for name, each in figures.items()}
+    settings = {"ours": ours.settings, "reference": {**theirs[best].settings, "sweep": tried}}
+    return [result("SFT, real length mix", "tokens/s", "ratio >= 1.5", rates, settings)]
+
+
+def growth(bench: Bench) -> list[Result]:
+    """Seconds per pair and memory at 1, 4 and 16 times the pairs, optimiser steps of equal size."""
+    pairs = 4
+    sizes = (1, 4) if bench.quick else (1, 4, 16)
+    sides = {
+        f"{size}x": _ours(
+            {"prompts": pairs * size, "prompt_tokens": 100, "step_tokens": 30, "siblings": 2, "steps": 1},
+            tokens_per_step=640,
+            pack_tokens=640,
+        )
+        for size in sizes
+    }
+    figures = bench.take_turns(sides)
+    settings = {name: side.settings for name, side in sides.items()}
+    per_pair = {name: [1 / rate for rate in values(each)] for name, each in figures.items()}
+    peaks = {name: values(each, "peak_rss_mib") for name, each in figures.items()}
+    rows = []
+    for name, unit, found in (("time per pair", "s", per_pair), ("memory", "MiB", peaks)):
+        runs = {"ours": found[f"{sizes[-1]}x"], "reference": found["1x"], **found}
+        rows.append(result(f"growth, {sizes[-1]}x pairs: {name}", unit, "ratio <= 1.1", runs, settings))
+    return rows
+
+
+ROWS = (single_pairs, sibling_pairs, whole_trees, share_of_peak, sft, growth)

@@ -1,0 +1,55 @@
+"""The rows of the table that are about sampling, weights and judging."""
+
+from __future__ import annotations
+
+from benchmarks.measure import Bench, Result, Side, result, values
+
+
+def through_ray(bench: Bench) -> list[Result]:
+    """Generated tokens per second through Ray against bare vLLM."""
+    load = (
+        {"prompts": 3, "siblings": 4, "step_tokens": 16}
+        if bench.quick
+        else {"prompts": 12, "siblings": 4, "step_tokens": 64}
+    )
+    sides = {
+        "ours": Side(target="benchmarks.samplers:ThroughRay", settings=load),
+        "reference": Side(target="benchmarks.samplers:BareVllm", settings=load),
+    }
+    figures = bench.take_turns(sides)
+    rates = {name: values(each) for name, each in figures.items()}
+    return [result("sampler through Ray", "tokens/s", "ratio >= 0.95", rates, load)]
+
+
+def stepwise_trees(bench: Bench) -> list[Result]:
+    """Tokens that went through the model while trees grew, against siblings sampled each from its prompt."""
+    load = {"prompts": 2, "siblings": 4, "step_tokens": 24 if bench.quick else 60, "prompt_tokens": 250}
+    side = Side(target="benchmarks.samplers:StepwiseTrees", settings=load)
+    figures = bench.take_turns({"ours": side})["ours"]
+    tokens = {"ours": values(figures, "computed_tokens"), "reference": values(figures, "alone_tokens")}
+    settings = {**load, "prefix_cache_hit_rate": values(figures, "hit_rate")}
+    return [result("step-wise trees: tokens computed", "tokens", "ratio <= 0.5", tokens, settings)]
+
+
+def publishing(bench: Bench) -> list[Result]:
+    """Seconds from trained weights to samplers that confirmed them; the reference is a copy of the same bytes."""
+    rows = []
+    for samplers, goal in ((1, "0.25"), (4, "0.5"))[: 1 if bench.quick else 2]:
+        side = Side(target="benchmarks.samplers:Publishing", settings={"samplers": samplers})
+        figures = bench.take_turns({"ours": side})["ours"]
+        runs = {"ours": values(figures), "reference": values(figures, "copy_s"), "write": values(figures, "write_s")}
+        settings = {**side.settings, "nbytes": figures[0]["nbytes"]}
+        rows.append(
+            result(f"publish to {samplers} sampler{'s' * (samplers > 1)}", "s", f"ours <= {goal}", runs, settings)
+        )
+    return rows
+
+
+def rule_judge(bench: Bench) -> list[Result]:
+    """Steps judged per second of one core, from Arrow to Arrow."""
+    side = Side(target="benchmarks.judging:RuleJudging", settings={"rollouts": 100 if bench.quick else 1000})
+    figures = bench.take_turns({"ours": side})["ours"]
+    return [result("rule judge", "steps/s", "ours >= 5000", {"ours": values(figures)}, side.settings)]
+
+
+ROWS = (through_ray, stepwise_trees, publishing, rule_judge)
