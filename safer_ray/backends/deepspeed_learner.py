@@ -223,17 +223,16 @@ class DeepSpeedLearner:
 
     def publish(self, version: int) -> WeightsRef | None:
         """Gather the weights; rank 0 writes them and returns the reference, the others None."""
-        from safer_ray.backends.weights import free_weights, write_weights
+        from safer_ray.backends.weights import write_weights
 
         state = self._whole_state()
         if self._rank:
             for _ in state:  # gathering is a collective
                 pass
             return None
-        ref = write_weights(state, version, self._spec.weights_dir)
+        oldest = self._published.pop(0) if len(self._published) == KEPT_VERSIONS else None
+        ref = write_weights(state, version, self._spec.weights_dir, recycled=oldest)
         self._published.append(ref)
-        while len(self._published) > KEPT_VERSIONS:
-            free_weights(self._published.pop(0))
         return ref
 
     def save(self, path: str) -> None:

@@ -7,6 +7,7 @@ and does not depend on the order of the tensors.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safer_ray.errors import WeightsError, boundary
 from safer_ray.records import WeightsRef
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = "/dev/shm"
 _PREFIX, _SUFFIX = "safer_ray-", ".safetensors"
+_PADDING = "__padding__"
+_HEADER_BYTES = 4 * 2**20
+"""Room for the names and shapes of some 30,000 tensors."""
+_DTYPES = {
+    "bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64", "bool": "BOOL", "uint8": "U8",
+    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
 
 
 def gather_state(module: torch.nn.Module, *, zero_stage: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -59,38 +67,94 @@ def _whole(parameters: list[torch.nn.Parameter], zero_stage: int) -> AbstractCon
 
 
 def write_weights(
-    named_tensors: Iterable[tuple[str, torch.Tensor]], version: int, directory: str = SHARED_MEMORY
+    named_tensors: Iterable[tuple[str, torch.Tensor]],
+    version: int,
+    directory: str = SHARED_MEMORY,
+    *,
+    recycled: WeightsRef | None = None,
 ) -> WeightsRef:
     """Write one version of the weights, aside and renamed, and return where it lies and what it hashes to.
+
+    Every tensor goes straight from where it lies into the file, hashed on the way: beside the file, no more host
+    memory is taken than one tensor that comes from a GPU or is not contiguous. ``recycled`` is a version that nobody
+    reads any more: its file becomes the new one, so that the system need not find and clear its memory anew.
 
     Raises:
         WeightsError: if there are no tensors, or ``directory`` has no room.
     """
-    from safetensors.torch import save_file
-
-    tensors = {name: _own_copy(tensor) for name, tensor in named_tensors}
-    nbytes = sum(tensor.nbytes for tensor in tensors.values())
-    if not tensors:
-        raise WeightsError(f"weights v{version}: there are no tensors to write")
     place = Path(directory)
-    with boundary(WeightsError, f"weights v{version} in {directory}"):
-        free = shutil.disk_usage(place).free
-    if free < nbytes:
-        raise WeightsError(
-            f"weights v{version}: {nbytes / 2**30:.2f} GiB do not fit into {directory} ({free / 2**30:.2f} GiB free);"
-            " enlarge it (docker: --shm-size) or name another directory"
-        )
     path = place / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}-v{version}{_SUFFIX}"
     aside = path.with_suffix(".partial")
-    checksum = combine_digests({name: tensor_digest(tensor) for name, tensor in tensors.items()})
     try:
-        with boundary(WeightsError, f"weights v{version}: writing {aside}"):
-            save_file(tensors, aside, metadata={"format": "pt", "version": str(version)})
+        with boundary(WeightsError, f"weights v{version} in {directory}"):
+            old = weights_path(recycled) if recycled is not None else None
+            if old is not None and old.parent == place and old.is_file():
+                os.replace(old, aside)
+            else:
+                aside.touch(exist_ok=False)
+            with aside.open("r+b") as file:
+                digests, nbytes = _stream(file, named_tensors, version)
             os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     scheme = "shm" if path.is_relative_to(SHARED_MEMORY) else "file"
-    return WeightsRef(version=version, uri=f"{scheme}://{path}", checksum=checksum, nbytes=nbytes)
+    return WeightsRef(version=version, uri=f"{scheme}://{path}", checksum=combine_digests(digests), nbytes=nbytes)
+
+
+def _stream(
+    file: BinaryIO, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int
+) -> tuple[dict[str, str], int]:
+    """Write a safetensors file whose header comes last, into room left for it; return digests and bytes of tensors.
+
+    The format allows blanks after the header but no holes between tensors: what aligns a wide type is a tensor, too.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "version": str(version)}}
+    digests: dict[str, str] = {}
+    offset = nbytes = 0
+    have = file.seek(0, os.SEEK_END)
+    file.seek(_HEADER_BYTES)
+    for name, tensor in named_tensors:
+        host = tensor.detach().cpu().contiguous()
+        unused = max(0, have - _HEADER_BYTES - offset)
+        if shutil.disk_usage(Path(file.name).parent).free + unused < host.nbytes:
+            raise WeightsError(
+                f"weights v{version}: {name} and what came before it, {(nbytes + host.nbytes) / 2**30:.2f} GiB, do not"
+                " fit; enlarge the directory (docker: --shm-size) or name another one"
+            )
+        if gap := -offset % host.element_size():
+            file.write(bytes(gap))
+            header[f"{_PADDING}{offset}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [offset, offset + gap]}
+            offset += gap
+        file.write(_bytes_of(host))
+        digests[name] = tensor_digest(host)
+        span = [offset, offset + host.nbytes]
+        header[name] = {"dtype": _dtype_name(host), "shape": list(host.shape), "data_offsets": span}
+        offset, nbytes = span[1], nbytes + host.nbytes
+    if not digests:
+        raise WeightsError(f"weights v{version}: there are no tensors to write")
+    text = json.dumps(header, separators=(",", ":")).encode()
+    if len(text) > _HEADER_BYTES - 8:
+        raise WeightsError(f"weights v{version}: {len(digests)} tensors are more than a header can name; merge some")
+    file.truncate(_HEADER_BYTES + offset)
+    file.seek(0)
+    file.write((_HEADER_BYTES - 8).to_bytes(8, "little") + text.ljust(_HEADER_BYTES - 8))
+    return digests, nbytes
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    """Return safetensors' name of a type."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise WeightsError(f"weights: tensors of type {name} cannot be published; convert them to bf16 or fp32")
+    return _DTYPES[name]
+
+
+def _bytes_of(tensor: torch.Tensor) -> numpy.ndarray[Any, Any]:
+    """Return the bytes of a contiguous host tensor, not copied."""
+    import torch
+
+    data: numpy.ndarray[Any, Any] = tensor.reshape(-1).view(torch.uint8).numpy()
+    return data
 
 
 def read_weights(ref: WeightsRef) -> dict[str, torch.Tensor]:
@@ -124,7 +188,7 @@ def iter_weights(ref: WeightsRef) -> Iterator[tuple[str, torch.Tensor]]:
             version = (file.metadata() or {}).get("version")
             if version != str(ref.version):
                 raise WeightsError(f"weights v{ref.version}: {path} holds version {version}")
-            for name in sorted(file.keys()):
+            for name in sorted(name for name in file.keys() if not name.startswith(_PADDING)):  # noqa: SIM118
                 yield name, file.get_tensor(name)
 
 
@@ -158,12 +222,10 @@ def weights_path(ref: WeightsRef) -> Path:
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Hash one tensor: dtype, shape and bytes."""
-    import torch
     import xxhash
 
-    data: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     digest = xxhash.xxh3_128(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(data)
+    digest.update(_bytes_of(tensor.detach().cpu().contiguous()))  # type: ignore[arg-type]
     return digest.hexdigest()
 
 
@@ -175,13 +237,6 @@ def combine_digests(digests: Mapping[str, str]) -> str:
     for name in sorted(digests):
         total.update(f"{name}\0{digests[name]}\n".encode())
     return f"xxh3:{total.hexdigest()}"
-
-
-def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy to host memory: a gathered parameter is gone once the next one is gathered."""
-    import torch
-
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
 def read_payload(ref: WeightsRef) -> numpy.ndarray[Any, Any]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,3 +141,33 @@ def test_bytes_from_another_host_land_as_the_same_weights(tmp_path: Path) -> Non
     landed = land_payload(ref, payload, str(tmp_path))
     assert replace(landed, uri=ref.uri) == ref
     assert read_weights(landed).keys() == {name for name, _ in state()}
+
+
+def test_a_recycled_version_is_gone_and_the_new_one_is_whole(tmp_path: Path) -> None:
+    longer = [*state(), ("tail", torch.ones(1000))]
+    first = write_weights(longer, 1, str(tmp_path))
+    second = write_weights(state(1), 2, str(tmp_path), recycled=first)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert {name: tensor.tolist() for name, tensor in read_weights(second).items()} == {
+        name: tensor.tolist() for name, tensor in state(1)
+    }
+    with pytest.raises(WeightsError, match="freed"):
+        read_weights(first)
+
+
+def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    def breaking() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from state()
+        raise RuntimeError("a rank died")
+
+    first = write_weights(state(), 1, str(tmp_path))
+    with pytest.raises(WeightsError, match="a rank died"):
+        write_weights(breaking(), 2, str(tmp_path), recycled=first)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_safetensors_reads_what_was_written(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    found = load_file(weights_path(write_weights(state(), 1, str(tmp_path))))
+    assert all(torch.equal(found[name], tensor) for name, tensor in state())
