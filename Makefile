@@ -8,7 +8,7 @@ WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo soak test check format wheel clean $(TIERS:%=test-%)
+.PHONY: help install demo soak test check format wheel clean bench bench-gpu $(TIERS:%=test-%)
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ soak: install ## the driver against 1,000 simulated samplers, then 48 on Ray for
 	$(BIN)/python -m benchmarks.soak alone
 	$(WITH_PATH) $(BIN)/python -m benchmarks.soak ray
 	[ ! -f runs/demo/journal.jsonl ] || $(BIN)/python -m benchmarks.soak journal --run runs/demo
+
+bench: install ## every benchmark, ours beside the reference, on all cores; up to 40 minutes; BENCH=--quick for a few
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.lock
+	$(WITH_PATH) $(BIN)/python -m benchmarks.run $(BENCH)
+
+bench-gpu: install ## the learner on one CUDA device: tokens per second, share of peak, memory; says so where there is none
+	$(WITH_PATH) $(BIN)/python -m benchmarks.gpu
 
 wheel: install ## build dist/safer_ray-*.whl, which holds the rule packs and job files
 	$(BIN)/python -m hatchling build -t wheel

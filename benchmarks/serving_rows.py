@@ -52,4 +52,25 @@ def rule_judge(bench: Bench) -> list[Result]:
     return [result("rule judge", "steps/s", "ours >= 5000", {"ours": values(figures)}, side.settings)]
 
 
-ROWS = (through_ray, stepwise_trees, publishing, rule_judge)
+def overlapped_rounds(bench: Bench) -> list[Result]:
+    """Wall time of rounds that explore while they train, lag at most 1, against the same rounds one after the other.
+
+    A run of many rounds is one measurement: the first and the last round cannot overlap.
+    """
+    work = (
+        {"rounds": 3, "prompts": 2, "step_tokens": 16}
+        if bench.quick
+        else {"rounds": 8, "prompts": 4, "step_tokens": 20}
+    )
+    policies = {"ours": "one_round_ahead", "reference": "synchronous"}
+    sides = {
+        name: Side(target="benchmarks.rounds:Rounds", settings={"policy": policy, **work})
+        for name, policy in policies.items()
+    }
+    figures = bench.take_turns(sides, runs=1)
+    seconds = {name: values(each, "seconds") for name, each in figures.items()}
+    settings = {**work, "stages": {name: each[0]["stages"] for name, each in figures.items()}}
+    return [result("overlapped rounds, lag at most 1", "s", "ratio <= 0.65", seconds, settings)]
+
+
+ROWS = (through_ray, stepwise_trees, publishing, rule_judge, overlapped_rounds)

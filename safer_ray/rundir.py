@@ -48,6 +48,11 @@ class RunDir:
         return self.root / "traces" / "teacher_cache.jsonl"
 
     @property
+    def reference_cache(self) -> Path:
+        """Log-probs of reference policies, so that no token is put to the same reference twice."""
+        return self.root / "reference_logprobs"
+
+    @property
     def scale_order(self) -> Path:
         """How many replicas somebody wants, JSON; gone once the driver has read it."""
         return self.root / "scale.order.json"

@@ -85,13 +85,13 @@ def learner_plan(config: RunConfig, run_dir: RunDir, learned: str) -> LearnerPla
 
     def after(phase: Phase | None) -> LearnerSpec:
         if phase is None:
-            return learner_spec(config, learned)
+            return learner_spec(config, learned, run_dir)
         if phase.kind == "erpo" and config.erpo.reference != "previous_round" and config.learner.kind != "fake":
             raise LearnerError(
                 f"learner: lost after {phase.name}, and its reference policy ({config.erpo.reference}) with it; "
                 f"go on from checkpoints/{phase.checkpoint} with `safer-ray erpo` in a new run"
             )
-        return learner_spec(config, str(run_dir.checkpoint(phase.checkpoint)))
+        return learner_spec(config, str(run_dir.checkpoint(phase.checkpoint)), run_dir)
 
     return LearnerPlan(
         after=after,
@@ -199,7 +199,7 @@ def curation_of(config: RunConfig) -> Curation:
     return Curation(balance=config.sft.balance, seed=config.seed)
 
 
-def learner_spec(config: RunConfig, model: str) -> LearnerSpec:
+def learner_spec(config: RunConfig, model: str, run_dir: RunDir) -> LearnerSpec:
     """Return how to build one learner rank."""
     section = config.learner
     match section.kind:
@@ -215,6 +215,7 @@ def learner_spec(config: RunConfig, model: str) -> LearnerSpec:
                 lora_rank=section.lora_rank,
                 trust_remote_code=config.model.trust_remote_code,
                 seed=config.seed,
+                reference_cache=str(run_dir.reference_cache),
             )
         case _:
             assert_never(section.kind)

@@ -7,7 +7,7 @@ one contract suite runs over both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -41,13 +41,26 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerStats:
-    """Counters of one sampler since it was built."""
+    """Counters of one sampler since it was built; prompt tokens are counted for every sibling."""
 
     requests: int
     generated_tokens: int
     prompt_tokens: int
     cached_prompt_tokens: int
     generation_s: float
+
+
+def sampler_facts(counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the counters of several samplers summed, with tokens per second of one engine and the hit rate."""
+    total: dict[str, float] = {}
+    for each in counters:
+        for name, value in each.items():
+            total[name] = total.get(name, 0) + value
+    if total.get("generation_s"):
+        total["tokens_per_s"] = total["generated_tokens"] / total["generation_s"]
+    if total.get("prompt_tokens"):
+        total["prefix_cache_hit_rate"] = total["cached_prompt_tokens"] / total["prompt_tokens"]
+    return total
 
 
 class Sampler(Protocol):
@@ -279,5 +292,5 @@ class LearnerSpec(Protocol):
 __all__ = [
     "Judge", "JudgeSpec", "JudgeTask", "Learner", "LearnerSpec", "LossSettings", "OptimSettings", "ReferencePolicy",
     "Sampler", "SamplerSpec", "SamplerStats", "SamplingSettings", "StepPair", "StepReport", "TeachResult", "TeachTask",
-    "Teacher", "TeacherSpec", "TrainTask",
+    "Teacher", "TeacherSpec", "TrainTask", "sampler_facts",
 ]  # fmt: skip

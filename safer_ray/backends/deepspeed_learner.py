@@ -42,7 +42,8 @@ class DeepSpeedLearnerSpec:
 
     ``threads`` is per rank on CPUs, 0 leaves torch's default. ``lora_rank`` 0 trains all weights; otherwise adapters,
     merged in what is published and saved. ``weights_dir`` is where versions are published: shared memory, or for
-    samplers on other machines a directory all of them mount.
+    samplers on other machines a directory all of them mount. ``reference_cache`` is a directory that keeps reference
+    log-probs between stages and runs; None keeps none.
     """
 
     model: str
@@ -54,6 +55,7 @@ class DeepSpeedLearnerSpec:
     trust_remote_code: bool = False
     seed: int = 0
     weights_dir: str = "/dev/shm"
+    reference_cache: str | None = None
 
     def build(self, *, rank: int, world_size: int, master: str) -> DeepSpeedLearner:
         """Join the group at ``master`` (``host:port``) and load the model.
@@ -281,14 +283,20 @@ class DeepSpeedLearner:
         return merged_state(self._policy, zero_stage=self._spec.zero_stage)
 
     def _all_logps(self, stage: Stage) -> dict[int, torch.Tensor]:
-        """Compute the log-probs of all packs, shared among ranks, without gradient."""
+        """Compute the log-probs of all packs that are not cached, shared among ranks, without gradient."""
         import torch
         import torch.distributed as dist
 
         from safer_ray.backends.logprobs import to_device
+        from safer_ray.backends.reference_cache import ReferenceCache, missing_anywhere, reference_checksum
         from safer_ray.core.packing import balance
 
-        lengths = {index: row.tokens for index, row in enumerate(stage.packs)}
+        folder = self._spec.reference_cache
+        cache = ReferenceCache(folder, reference_checksum(self._policy.model)) if folder else None
+        known = cache.find(stage.packs) if cache else {}
+        lengths = {index: stage.packs[index].tokens for index in missing_anywhere(known, len(stage.packs))}
+        if not lengths:
+            return known
         shortest = min(lengths, key=lambda index: lengths[index])
         mine: dict[int, torch.Tensor] = {}
         with torch.no_grad():
@@ -300,7 +308,9 @@ class DeepSpeedLearner:
         shares: list[dict[int, torch.Tensor]] = [mine] * self._ranks
         if self._ranks > 1:
             dist.all_gather_object(shares, mine)
-        return {index: logps_L for share in shares for index, logps_L in share.items()}
+        if cache:
+            cache.keep(stage.packs, mine)
+        return known | {index: logps_L for share in shares for index, logps_L in share.items()}
 
     def _accumulate(self, stage: Stage) -> torch.Tensor:
         """Forward and backward over this rank's packs; return the figures summed over all ranks.

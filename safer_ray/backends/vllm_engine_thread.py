@@ -38,6 +38,7 @@ class _Generate:
     who: str
     ids: Sequence[int]
     params: SamplingParams
+    tokens: int
     future: Future[Generated] = field(default_factory=Future)
 
 
@@ -52,9 +53,10 @@ class _Stop:
 
 
 class EngineThread:
-    """Runs an engine. ``policy_version`` and ``refusal`` may be written by exclusive calls only.
+    """Runs an engine. ``policy_version``, ``refusal`` and ``token_limit`` may be written by exclusive calls only.
 
-    While ``refusal`` says why, no request is admitted.
+    While ``refusal`` says why, no request is admitted. Requests beyond ``token_limit`` tokens in flight wait in order:
+    an engine given more than its cache holds throws work away and does it again. One alone is always admitted.
     """
 
     def __init__(self, build: Callable[[], LLMEngine]) -> None:
@@ -65,6 +67,8 @@ class EngineThread:
         """
         self.policy_version = 0
         self.refusal = ""
+        self.token_limit: int | None = None
+        self.tokens_in_flight = 0
         self.busy_s = 0.0
         self._inbox: queue.SimpleQueue[_Generate | _Exclusive | _Stop] = queue.SimpleQueue()
         self._backlog: deque[_Generate | _Exclusive | _Stop] = deque()
@@ -77,9 +81,9 @@ class EngineThread:
         self._thread.start()
         ready.result()
 
-    def generate(self, who: str, ids: Sequence[int], params: SamplingParams) -> Future[Generated]:
-        """Queue one request; ``who`` names it in errors."""
-        command = _Generate(who=who, ids=ids, params=params)
+    def generate(self, who: str, ids: Sequence[int], params: SamplingParams, *, tokens: int = 0) -> Future[Generated]:
+        """Queue one request; ``who`` names it in errors, ``tokens`` is the most it and its siblings may hold."""
+        command = _Generate(who=who, ids=ids, params=params, tokens=tokens)
         self._put(command)
         return command.future
 
@@ -134,7 +138,7 @@ class EngineThread:
         """Start what may start now; return False if the engine is to stop."""
         while self._backlog:
             command = self._backlog[0]
-            if isinstance(command, _Exclusive) and self._running:
+            if self._running and (isinstance(command, _Exclusive) or self._is_full(command)):
                 return True
             self._backlog.popleft()
             if isinstance(command, _Stop):
@@ -149,6 +153,10 @@ class EngineThread:
                 command.future.set_exception(exc)
         return True
 
+    def _is_full(self, command: _Generate | _Exclusive | _Stop) -> bool:
+        limit = self.token_limit
+        return limit is not None and isinstance(command, _Generate) and self.tokens_in_flight + command.tokens > limit
+
     def _start(self, engine: LLMEngine, command: _Generate) -> None:
         from vllm.inputs.engine import tokens_input
 
@@ -161,6 +169,7 @@ class EngineThread:
         with boundary(SamplerError, f"vLLM engine: {command.who}"):
             engine.add_request(key, prompt, command.params)
         self._running[key] = (command, self.policy_version)
+        self.tokens_in_flight += command.tokens
 
     def _step(self, engine: LLMEngine) -> None:
         begin = time.perf_counter()
@@ -168,6 +177,7 @@ class EngineThread:
         for output in outputs:
             if output.finished:
                 command, version = self._running.pop(output.request_id)
+                self.tokens_in_flight -= command.tokens
                 command.future.set_result(Generated(output=output, policy_version=version))
         self.busy_s += time.perf_counter() - begin
 

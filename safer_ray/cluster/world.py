@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayError
 
-from safer_ray.backends.base import SamplerSpec
+from safer_ray.backends.base import SamplerSpec, sampler_facts
 from safer_ray.backends.grader import GraderSpec
 from safer_ray.backends.world import Scene, judged_event, sampled_event, step_facts
 from safer_ray.cluster.learner_group import LearnerGroup
@@ -299,12 +299,8 @@ class RayWorld:
         rows = self._run(
             samplers.each(lambda replica: replica.wait(replica.actor.facts.remote(), self._patience.probe_s))
         )
-        total: dict[str, float] = {}
-        for row in rows:
-            for name, value in row.items():
-                total[name] = total.get(name, 0) + value
         return {
-            "sampler": total,
+            "sampler": sampler_facts(rows),
             "sampler_restarts": samplers.restarts,
             "judge_restarts": self._serving.graders.restarts,
             "learner_restarts": self._training.restarts,

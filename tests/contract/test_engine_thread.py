@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -104,3 +105,37 @@ def test_closing_fails_what_still_runs(start: Callable[[ToyEngine], EngineThread
     thread.close()
     with pytest.raises(SamplerError, match="closed"):
         running.result()
+
+
+def test_requests_beyond_the_token_limit_wait_in_order(start: Callable[[ToyEngine], EngineThread]) -> None:
+    engine = ToyEngine()
+    thread = start(engine)
+    most = 0
+
+    def step() -> list[SimpleNamespace]:
+        nonlocal most
+        most = max(most, thread.tokens_in_flight)
+        return ToyEngine.step(engine)
+
+    engine.step = step  # type: ignore[method-assign]
+    thread.exclusive(lambda _: setattr(thread, "token_limit", 100))
+    sizes = (40, 50, 30, 250, 10)  # the fourth is over the limit by itself: it runs alone
+    futures = [thread.generate(str(i), [1], None, tokens=size) for i, size in enumerate(sizes)]  # type: ignore[arg-type]
+    engine.go.set()
+    assert [future.result().output.request_id for future in futures] == ["1", "2", "3", "4", "5"]
+    assert most == 250
+    assert thread.exclusive(lambda _: thread.tokens_in_flight) == 0
+
+
+def test_within_the_token_limit_requests_run_together(start: Callable[[ToyEngine], EngineThread]) -> None:
+    engine = ToyEngine()
+    thread = start(engine)
+    thread.exclusive(lambda _: setattr(thread, "token_limit", 100))
+    futures = [thread.generate(str(i), [1], None, tokens=40) for i in range(3)]  # type: ignore[arg-type]
+    deadline = time.monotonic() + 10
+    while thread.tokens_in_flight < 80 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert thread.tokens_in_flight == 80
+    assert engine.requests == ["1", "2"]
+    engine.go.set()
+    assert all(future.result().output.finished for future in futures)
