@@ -57,11 +57,7 @@ def overlapped_rounds(bench: Bench) -> list[Result]:
 
     A run of many rounds is one measurement: the first and the last round cannot overlap.
     """
-    work = (
-        {"rounds": 3, "prompts": 2, "step_tokens": 16}
-        if bench.quick
-        else {"rounds": 8, "prompts": 4, "step_tokens": 20}
-    )
+    work = {"rounds": 2, "prompts": 1, "epochs": 4} if bench.quick else {"rounds": 6, "prompts": 2}
     policies = {"ours": "one_round_ahead", "reference": "synchronous"}
     sides = {
         name: Side(target="benchmarks.rounds:Rounds", settings={"policy": policy, **work})
@@ -69,7 +65,8 @@ def overlapped_rounds(bench: Bench) -> list[Result]:
     }
     figures = bench.take_turns(sides, runs=1)
     seconds = {name: values(each, "seconds") for name, each in figures.items()}
-    settings = {**work, "stages": {name: each[0]["stages"] for name, each in figures.items()}}
+    details = {name: {key: each[0][key] for key in ("stages", "pairs")} for name, each in figures.items()}
+    settings = {**work, **details}
     return [result("overlapped rounds, lag at most 1", "s", "ratio <= 0.65", seconds, settings)]
 
 

@@ -44,7 +44,9 @@ def reference_checksum(model: Any) -> str:
         for name, parameter in model.named_parameters()
     )
     digests = {name: tensor_digest(shard) for name, shard in shards}
-    digests["config"] = xxhash.xxh3_128_hexdigest(json.dumps(model.config.to_dict(), sort_keys=True, default=str))
+    digests["config"] = xxhash.xxh3_128_hexdigest(
+        json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode()
+    )
     mine = combine_digests(digests)
     found: list[Any] = [mine]
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -153,7 +155,8 @@ def _sorted(segments: Iterable[Records]) -> Records:
     joined = joined[np.lexsort((joined["low"], joined["high"]))]
     first = np.ones(len(joined), dtype=bool)
     first[1:] = (joined["high"][1:] != joined["high"][:-1]) | (joined["low"][1:] != joined["low"][:-1])
-    return joined[first]
+    kept: Records = joined[first]
+    return kept
 
 
 def _read(path: Path) -> list[Records]:

@@ -125,7 +125,7 @@ def _stream(
             file.write(bytes(gap))
             header[f"{_PADDING}{offset}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [offset, offset + gap]}
             offset += gap
-        file.write(_bytes_of(host))
+        file.write(_bytes_of(host).data)
         digests[name] = tensor_digest(host)
         span = [offset, offset + host.nbytes]
         header[name] = {"dtype": _dtype_name(host), "shape": list(host.shape), "data_offsets": span}
