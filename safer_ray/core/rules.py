@@ -103,7 +103,8 @@ class RulePack:
     name: str
     version: str
     content_hash: str
-    rules: Mapping[str, Rule]
+    # The hash says what the rules say: comparing them one by one took a tenth of the rule judge's time.
+    rules: Mapping[str, Rule] = field(compare=False)
 
     def __hash__(self) -> int:
         return hash(self.content_hash)
