@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,6 @@ class VllmSamplerSpec:
 
     ``kv_cache_gib`` None means 1 GiB on CPU and, on GPUs, what ``gpu_memory_utilization`` leaves. ``threads`` None
     leaves the number of CPU threads to the process. ``system_prompt`` as in :class:`ChatTokenizer`.
-    ``max_tokens_in_flight`` bounds what runs at once, the rest waits; None: what the key-value cache holds.
     """
 
     model: str
@@ -48,7 +46,6 @@ class VllmSamplerSpec:
     kv_cache_gib: float | None = None
     max_model_len: int = 2048
     max_num_seqs: int = 64
-    max_tokens_in_flight: int | None = None
     threads: int | None = None
     dtype: str = "bfloat16"
     system_prompt: str | None = ""
@@ -82,10 +79,8 @@ class VllmSampler:
         self._tokenizer = tokenizer
         self._engine = EngineThread(lambda: _build_engine(spec, model))
         self._max_model_len: int = self._engine.exclusive(lambda engine: engine.model_config.max_model_len)
-        self._engine.token_limit = spec.max_tokens_in_flight or self._engine.exclusive(_cache_tokens)
-        self._prompts: PromptCount = self._engine.exclusive(PromptCount)
         self._counting = threading.Lock()
-        self._counts = {"requests": 0, "generated_tokens": 0}
+        self._counts = {"requests": 0, "generated_tokens": 0, "prompt_tokens": 0, "cached_prompt_tokens": 0}
         logger.info("vllm sampler ready model=%s in_s=%.1f", model, time.perf_counter() - begin)
 
     @property
@@ -107,7 +102,10 @@ class VllmSampler:
             SamplerError: if a prompt does not fit, or the engine failed or refuses to serve.
         """
         prompts = [self._prompt_ids(request) for request in requests]
-        futures = [self._generate(request, prompt) for request, prompt in zip(requests, prompts, strict=True)]
+        futures = [
+            self._engine.generate(f"request {request.request_id}", prompt + request.prefix_ids, self._params(request))
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
         rollouts: list[Rollout] = []
         for request, prompt, future in zip(requests, prompts, futures, strict=True):
             generated = future.result()
@@ -127,11 +125,6 @@ class VllmSampler:
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         self._engine.generate("sign of life", (min(self._tokenizer.stop_ids),), params).result()
 
-    def _generate(self, request: SampleRequest, prompt: tuple[int, ...]) -> Future[Generated]:
-        ids = prompt + request.prefix_ids
-        tokens = len(ids) + request.n * self._max_tokens(request)  # siblings share the prompt's blocks
-        return self._engine.generate(f"request {request.request_id}", ids, self._params(request), tokens=tokens)
-
     def load_weights(self, ref: WeightsRef) -> WeightsRef:
         """Replace the weights once the running requests are done, and return what is now loaded.
 
@@ -144,12 +137,7 @@ class VllmSampler:
     def stats(self) -> SamplerStats:
         """Return counters since the sampler was built; generation_s is the time the engine was stepping."""
         with self._counting:
-            return SamplerStats(
-                **self._counts,
-                prompt_tokens=self._prompts.tokens,
-                cached_prompt_tokens=self._prompts.cached,
-                generation_s=self._engine.busy_s,
-            )
+            return SamplerStats(**self._counts, generation_s=self._engine.busy_s)
 
     def close(self) -> None:
         """Shut the engine down. Safe to call twice."""
@@ -238,6 +226,8 @@ class VllmSampler:
         with self._counting:
             self._counts["requests"] += 1
             self._counts["generated_tokens"] += sum(len(sibling.token_ids) for sibling in output.outputs)
+            self._counts["prompt_tokens"] += len(output.prompt_token_ids or ())
+            self._counts["cached_prompt_tokens"] += output.num_cached_tokens or 0
 
     def _update(self, engine: LLMEngine, ref: WeightsRef) -> WeightsRef:
         begin = time.perf_counter()
@@ -261,34 +251,6 @@ class VllmSampler:
         return WeightsRef(
             version=ref.version, uri=ref.uri, checksum=reports[0]["checksum"], nbytes=reports[0]["nbytes"]
         )
-
-
-class PromptCount:
-    """Counts what an engine's scheduler starts: prompt tokens of every sibling, and how many lay in the cache.
-
-    What vLLM reports with a finished request is of one sibling only.
-    """
-
-    def __init__(self, engine: LLMEngine) -> None:
-        self.tokens = self.cached = 0
-        core: Any = engine.engine_core  # in this process, so its scheduler can be reached
-        scheduler = core.engine_core.scheduler
-        schedule = scheduler.schedule
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            output = schedule(*args, **kwargs)
-            for request in output.scheduled_new_reqs:
-                self.tokens += len(request.prompt_token_ids or ())
-                self.cached += request.num_computed_tokens
-            return output
-
-        scheduler.schedule = counted
-
-
-def _cache_tokens(engine: LLMEngine) -> int | None:
-    """Return how many tokens the key-value cache holds."""
-    cache = engine.vllm_config.cache_config
-    return cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None
 
 
 def _confirm(ref: WeightsRef, report: dict[str, Any], who: str) -> None:
