@@ -78,6 +78,9 @@ class PromptsConfig(Section):
         (PromptSource(path="shipped:default"),), min_length=1, description="read one after the other"
     )
     max_bad_share: Fraction = Field(0.02, description="stop when more than this share of rows is malformed")
+    decontaminate: tuple[str, ...] = Field(
+        (), description="files of evaluation prompts: train prompts that share 13 words in a row with one are left out"
+    )
     never_sample: tuple[str, ...] = Field(("R04",), description="categories no model is ever sampled on")
 
 
@@ -173,6 +176,11 @@ class TeacherConfig(Section):
     concurrency: Count = Field(8, description="openai: calls in flight")
     deadline_s: Seconds = Field(120.0, description="openai: one call, retries included")
     max_tries: Count = Field(5, description="openai: tries of one call")
+    samples: Count = Field(1, description="openai: drafts per prompt; the shortest that is accepted is taught")
+    scorer: str | None = Field(
+        None, description="openai: model at the endpoint that scores drafts; null: the machine checks alone decide"
+    )
+    min_score: int = Field(7, ge=0, le=10, description="openai: least of a draft's three scores, of 10")
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> TeacherConfig:
@@ -220,6 +228,9 @@ class SftConfig(Section):
     balance: Literal["none", "labels", "labels_by_form"] = Field(
         "none",
         description="labels: cut the larger of unsafe and safe traces to the smaller; labels_by_form: in every form",
+    )
+    max_jaccard: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="traces that share this part of their 5-grams or more are taught once; 1: all are taught"
     )
     traces: str | None = Field(None, description="existing traces (a traces/sft.arrow) to train on instead of synth's")
     step_weights: dict[StepKind, Annotated[float, Field(ge=0)]] = Field(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safer_ray.backends.rule_packs import read_pack
-from safer_ray.config import RunConfig
+from safer_ray.config import PromptSource, RunConfig
+from safer_ray.core.decontamination import decontaminate
 from safer_ray.core.items import balanced, spread
 from safer_ray.core.plan import Phase, PlanSizes, make_plan
 from safer_ray.core.rules import RulePack
@@ -36,6 +37,7 @@ class Preparation:
     prompts: PromptSet
     phases: tuple[Phase, ...]
     by_phase: dict[str, Sequence[Prompt]]
+    evaluation_texts: tuple[str, ...]
     head: dict[str, Any]
 
 
@@ -54,6 +56,9 @@ def prepare(config: RunConfig) -> Preparation:
             "add the rules or map the column with prompts.sources[].columns"
         )
     _require_known(config, pack)
+    texts = _evaluation_texts(config)
+    clean = decontaminate(prompts.prompts, texts)
+    prompts = replace(prompts, prompts=clean.prompts)
     shares = _share_out(config, prompts.prompts)
     sizes = PlanSizes(
         teach=len(shares.teach),
@@ -75,7 +80,8 @@ def prepare(config: RunConfig) -> Preparation:
         prompts=prompts,
         phases=phases,
         by_phase=by_phase,
-        head=_head(config, prompts, pack),
+        evaluation_texts=texts,
+        head=_head(config, prompts, pack) | {"decontaminated": clean.dropped},
     )
 
 
@@ -97,6 +103,15 @@ def _require_known(config: RunConfig, pack: RulePack) -> None:
         raise ConfigError(
             f"sft.traces: {traces} is not there; name the traces/sft.arrow of a run, or add synth to stages"
         )
+
+
+def _evaluation_texts(config: RunConfig) -> tuple[str, ...]:
+    """Return the prompts of the evaluation sets that must not be trained on."""
+    return tuple(
+        prompt.text
+        for path in config.prompts.decontaminate
+        for prompt in load_prompts([PromptSource(path=path)], max_bad_share=config.prompts.max_bad_share).prompts
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

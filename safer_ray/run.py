@@ -25,6 +25,7 @@ from safer_ray.core.items import Breadth, ItemBook
 from safer_ray.core.loop import LoopState
 from safer_ray.core.plan import Phase
 from safer_ray.core.policies import POLICIES, Limits
+from safer_ray.data_card import write_data_card
 from safer_ray.driver import Observer, Pace, drive, replay
 from safer_ray.errors import JournalError, boundary
 from safer_ray.journal import JOURNAL, Entry, Journal
@@ -92,6 +93,7 @@ class _Record:
         """Write summary and report of what was done."""
         summary = summarise(self.prep.head, self.state, self.entries, self.extra)
         write_summary(summary, self.run_dir.summary)
+        write_data_card(summary, self.run_dir)
         write_report(self.run_dir.root)
 
 
@@ -155,7 +157,7 @@ def make_world(prep: Preparation, run_dir: RunDir, state: LoopState) -> World:
         lambda number: round_facts(config, number),
         lambda name: train_task(config, by_name[name], run_dir),
         frozenset(config.prompts.never_sample),
-        curation_of(config),
+        curation_of(config, prep.evaluation_texts),
     )
     model = config.model.id
     if config.sampler.kind != "fake":

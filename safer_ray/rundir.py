@@ -62,6 +62,11 @@ class RunDir:
         """What the driver said to the last order, JSON."""
         return self.root / "scale.answer.json"
 
+    @property
+    def scorer_cache(self) -> Path:
+        """What a model said of drafts of traces."""
+        return self.root / "traces" / "scorer_cache.jsonl"
+
     def round(self, number: int) -> Path:
         """Folder of one ERPO round: pairs, rollouts, verdicts."""
         return self.root / "rounds" / f"round-{number:03d}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -19,7 +21,7 @@ from safer_ray.backends.deepspeed_learner import DeepSpeedLearnerSpec
 from safer_ray.backends.endpoint import EndpointSpec
 from safer_ray.backends.fake import FakeJudgeSpec, FakeLearnerSpec, FakeSamplerSpec, FakeTeacherSpec
 from safer_ray.backends.grader import GraderSpec, RoundFacts
-from safer_ray.backends.llm_teacher import LlmTeacherSpec
+from safer_ray.backends.llm_teacher import Drafting, LlmTeacherSpec
 from safer_ray.backends.rule_judge import RuleJudgeSpec
 from safer_ray.backends.rule_packs import read_pack
 from safer_ray.backends.template_teacher import TemplateTeacherSpec
@@ -32,6 +34,7 @@ from safer_ray.cluster.world import Fleet
 from safer_ray.config import ElasticConfig, OptimConfig, Resources, RunConfig
 from safer_ray.config_file import default_threads
 from safer_ray.core.curation import Curation
+from safer_ray.core.decontamination import banned_runs
 from safer_ray.core.pairing import PairingRules
 from safer_ray.core.plan import Phase
 from safer_ray.core.rule_text import student_system_prompt
@@ -167,7 +170,6 @@ def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
     student = {
         "pack": config.rules.pack,
         "model": model,
-        "seed": config.seed,
         "system_prompt": config.model.system_prompt,
         "rules_in_prompt": config.rules.in_prompt,
         "trust_remote_code": config.model.trust_remote_code,
@@ -176,7 +178,7 @@ def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
         case "fake":
             return FakeTeacherSpec(seed=config.seed)
         case "template":
-            return TemplateTeacherSpec(**student)  # type: ignore[arg-type]
+            return TemplateTeacherSpec(seed=config.seed, **student)  # type: ignore[arg-type]
         case "openai":
             assert section.base_url, "checked by the config"
             assert section.model, "checked by the config"
@@ -189,14 +191,29 @@ def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
                 max_tries=section.max_tries,
                 cache_path=str(run_dir.teacher_cache),
             )
-            return LlmTeacherSpec(endpoint=endpoint, **student)  # type: ignore[arg-type]
+            scorer = None
+            if section.scorer:
+                kept = str(run_dir.scorer_cache)
+                scorer = replace(endpoint, model=section.scorer, temperature=0.0, cache_path=kept)
+            return LlmTeacherSpec(
+                endpoint=endpoint,
+                drafting=Drafting(seed=config.seed, samples=section.samples),
+                scorer=scorer,
+                min_score=section.min_score,
+                **student,  # type: ignore[arg-type]
+            )
         case _:
             assert_never(section.kind)
 
 
-def curation_of(config: RunConfig) -> Curation:
+def curation_of(config: RunConfig, evaluation_texts: Sequence[str] = ()) -> Curation:
     """Return how written traces are filtered before SFT."""
-    return Curation(balance=config.sft.balance, seed=config.seed)
+    return Curation(
+        balance=config.sft.balance,
+        max_jaccard=config.sft.max_jaccard,
+        banned_runs=banned_runs(evaluation_texts),
+        seed=config.seed,
+    )
 
 
 def learner_spec(config: RunConfig, model: str, run_dir: RunDir) -> LearnerSpec:

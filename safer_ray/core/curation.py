@@ -12,8 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from safer_ray.core.minhash import first_of_each
+from safer_ray.core.neardup import word_runs
 from safer_ray.records import NO_RULE, Prompt, TraceExample
 
+RUN_WORDS = 13
+"""A shared run of so many words is contamination: the length in use since GPT-3's decontamination."""
 Balance = Literal["none", "labels", "labels_by_form"]
 
 
@@ -30,15 +34,22 @@ class FilterCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curation:
-    """How written traces are filtered before they are trained on; the defaults keep every one."""
+    """How written traces are filtered before they are trained on; the defaults keep every one.
+
+    ``banned_runs`` are the runs of ``RUN_WORDS`` words of evaluation sets; a trace that holds one is left out, whatever
+    step it stands in. ``max_jaccard`` 1.0 keeps near duplicates; below it, of traces alike by that share of their
+    character 5-grams only the first is kept.
+    """
 
     balance: Balance = "none"
+    max_jaccard: float = 1.0
+    banned_runs: frozenset[str] = frozenset()
     seed: int = 0
 
     @property
     def filters(self) -> bool:
         """Whether anything may be left out."""
-        return self.balance != "none"
+        return self.balance != "none" or self.max_jaccard < 1.0 or bool(self.banned_runs)
 
 
 def curate(
@@ -48,12 +59,29 @@ def curate(
 
     ``prompts`` are keyed by id and hold the prompt of every trace.
     """
-    kept, counts = list(examples), []
+    kept, counts = list(examples), list[FilterCount]()
+
+    def note(name: str, left: list[TraceExample]) -> None:
+        nonlocal kept
+        counts.append(_count(name, len(kept), left, prompts))
+        kept = left
+
+    if curation.banned_runs:
+        clean = [each for each in kept if not word_runs(_text(each), RUN_WORDS) & curation.banned_runs]
+        note(f"decontaminate {RUN_WORDS}-grams", clean)
+    if curation.max_jaccard < 1.0:
+        first = first_of_each([_text(each) for each in kept], max_jaccard=curation.max_jaccard)
+        note(f"near duplicates from {curation.max_jaccard:g}", [kept[at] for at in first])
     if curation.balance != "none":
-        given = len(kept)
-        kept = balance_traces(kept, prompts, by=curation.balance, seed=curation.seed)
-        counts.append(_count(f"balance {curation.balance}", given, kept, prompts))
+        note(
+            f"balance {curation.balance}",
+            balance_traces(kept, prompts, by=curation.balance, seed=curation.seed),
+        )
     return kept, counts
+
+
+def _text(example: TraceExample) -> str:
+    return "".join(step.text for step in example.steps)
 
 
 def balance_traces(

@@ -13,6 +13,7 @@ from safer_ray.backends.grader import GraderSpec, RoundFacts
 from safer_ray.backends.world import LocalWorld, Scene, World
 from safer_ray.config_file import load_config
 from safer_ray.core.curation import Curation
+from safer_ray.core.decontamination import banned_runs
 from safer_ray.core.events import Event, is_durable
 from safer_ray.core.items import Breadth, ItemBook
 from safer_ray.core.loop import LoopState
@@ -103,7 +104,12 @@ def local_world(
         lambda number: RoundFacts(round=number, **facts),  # type: ignore[arg-type]
         train_task,
         frozenset(config.prompts.never_sample),
-        Curation(balance=config.sft.balance, seed=config.seed),
+        Curation(
+            balance=config.sft.balance,
+            max_jaccard=config.sft.max_jaccard,
+            banned_runs=banned_runs(prep.evaluation_texts),
+            seed=config.seed,
+        ),
     )
     grader = GraderSpec(
         judge=judge or FakeJudgeSpec(seed=config.seed),
