@@ -8,7 +8,7 @@ WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo soak test check format wheel clean bench bench-gpu $(TIERS:%=test-%)
+.PHONY: help install demo soak test check format wheel audit clean bench bench-gpu $(TIERS:%=test-%)
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,8 @@ bench: install ## every benchmark, ours beside the reference, on all cores; up t
 
 bench-gpu: install ## the learner on one CUDA device: tokens per second, share of peak, memory; says so where there is none
 	$(WITH_PATH) $(BIN)/python -m benchmarks.gpu
+audit: install ## measure judges, rules, teachers and traces against their goals; writes benchmarks/results/judges.json
+	$(BIN)/python -m benchmarks.audit
 
 wheel: install ## build dist/safer_ray-*.whl, which holds the rule packs and job files
 	$(BIN)/python -m hatchling build -t wheel

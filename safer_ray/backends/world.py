@@ -83,14 +83,14 @@ class Scene:
         round_facts: Callable[[int], RoundFacts],
         train_task: Callable[[str], TrainTask],
         never_sample: frozenset[str],
-        curation: Curation,
+        curation: Curation | None = None,
     ) -> None:
         self.book = book
         self.run_dir = run_dir
         self.round_facts = round_facts
         self.train_task = train_task
         self.never_sample = never_sample
-        self.curation = curation
+        self.curation = curation or Curation()
 
     def request(self, action: Sample) -> SampleRequest | None:
         """Return the request of an action, or None where nothing must or may be sampled."""
