@@ -8,8 +8,9 @@ Files are Arrow IPC, written aside and renamed, so a half-written file never car
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -73,32 +74,48 @@ SCHEMAS: dict[str, pa.Schema] = {
 }
 
 
+_FLAT = frozenset({str, int, float, bool, NoneType})
+
+
+@cache
+def _names(record: Any) -> tuple[str, ...]:
+    """Return the fields of a record; none for what is not one."""
+    return tuple(item.name for item in fields(record)) if is_dataclass(record) else ()
+
+
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    kind: Any = type(value)
+    if kind in _FLAT:
+        return value
     if isinstance(value, tuple):
-        return [_plain(item) for item in value] if value and is_dataclass(value[0]) else value
-    return value
+        item: Any = type(value[0]) if value else str
+        return [_plain(each) for each in value] if _names(item) else value
+    names = _names(kind)
+    return {name: _plain(getattr(value, name)) for name in names} if names else value
 
 
-def _revive(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
+@cache
+def _reviver(hint: Any) -> Callable[[Any], Any] | None:
+    """Return what makes a field of a record from a value of Arrow; None where the value is the field."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (UnionType, Union):
-        return _revive(next(arg for arg in args if arg is not NoneType), value)
+        inner = _reviver(next(arg for arg in args if arg is not NoneType))
+        return inner and (lambda value: None if value is None else inner(value))
     if origin is tuple:
-        return tuple(_revive(args[0], item) for item in value) if is_dataclass(args[0]) else tuple(value)
-    if is_dataclass(hint):
-        hints = _hints(hint)
-        return hint(**{name: _revive(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
-    return value
+        each = _reviver(args[0])
+        return tuple if each is None else (lambda items: tuple(map(each, items)))
+    if not is_dataclass(hint):
+        return None
+    parts = [(name, _reviver(part)) for name, part in _hints(hint).items()]
+    make: Callable[..., Any] = hint  # type: ignore[assignment]
+    return lambda value: make(**{name: part(value[name]) if part else value[name] for name, part in parts})
 
 
 def to_table(records: Iterable[Record], kind: type[Record]) -> pa.Table:
     """Return the records as one table of ``kind``'s schema."""
-    schema = SCHEMAS[KINDS[kind]]
-    return pa.Table.from_pylist([_plain(record) for record in records], schema=schema)
+    schema, rows = SCHEMAS[KINDS[kind]], list(records)
+    columns = [pa.array([_plain(getattr(row, field.name)) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _described(schema: pa.Schema) -> str:
@@ -133,10 +150,12 @@ def from_table(table: pa.Table, kind: type[Record]) -> list[Record]:
         nulls = _nulls(table[column.name], column)
         if nulls:
             raise DataError(f"table {want}: column {column.name} has {nulls} nulls; it allows none")
-    hints = _hints(kind)
-    rows = table.to_pylist()
+    names, columns = schema.names, []
     try:
-        return [kind(**{name: _revive(hints[name], value) for name, value in row.items()}) for row in rows]
+        for name in names:
+            values, revive = table[name].to_pylist(), _reviver(_hints(kind)[name])
+            columns.append([revive(value) for value in values] if revive else values)
+        return [kind(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
     except (TypeError, ValueError) as exc:
         raise DataError(f"table {want}: a row breaks what must hold of it: {exc}") from exc
 

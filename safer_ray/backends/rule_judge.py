@@ -147,8 +147,10 @@ class RuleJudge:
 
 
 def _content(step: Step) -> str | None:
-    index = STEP_KINDS.index(step.kind)
-    return step_text(index, _TURN_END.sub("", step.text) if step.kind == "response" else step.text)
+    text = step.text
+    if step.kind == "response" and text.rstrip().endswith(">"):  # else the pattern would be tried at every place
+        text = _TURN_END.sub("", text)
+    return step_text(STEP_KINDS.index(step.kind), text)
 
 
 def _action_before(before: Sequence[Step]) -> CalibrationAction | None:

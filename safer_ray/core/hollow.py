@@ -59,5 +59,9 @@ def hollow(pack: RulePack, kind: StepKind, text: str, asked: frozenset[str]) -> 
 
 
 def _only_openers(text: str) -> bool:
+    # Every opener begins with a letter: unless the first word begins one, there is no need to try all places.
+    first = next((place for place, character in enumerate(text) if character.isalnum()), None)
+    if first is None or not _OPENER.match(text, first):
+        return False
     rest = _OPENER.sub(" ", text)
     return rest != text and not any(character.isalnum() for character in rest)
