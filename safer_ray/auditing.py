@@ -53,9 +53,10 @@ def _reader(name: str, overrides: Sequence[str]) -> tuple[str, Callable[[Answers
     if name == "rules":
         judge = RuleJudgeSpec().build()
         return judge.name, lambda answers: readings_of(judge, answers)
-    from safer_ray.specs import judge_spec
+    from safer_ray.judge_specs import judge_for
 
-    built = judge_spec(load_config(find_job(name), overrides)).build()
+    config = load_config(find_job(name), overrides)
+    built = judge_for(config, config.judge.reporting, None).build()
     return f"{built.name} ({name})", lambda answers: readings_of(built, answers)
 
 

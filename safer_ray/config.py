@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from safer_ray.judge_config import BUILT_IN, EnsembleConfig, JudgeName, LlmJudgeConfig
 from safer_ray.records import StepKind
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -141,10 +142,28 @@ class JudgeConfig(Section):
     replicas: Count = Field(1, description="judge actors; they write the traces, too; with elastic: to begin with")
     elastic: ElasticConfig | None = Field(None, description="let the number of judges follow the work")
     resources: Resources = Resources(cpus=0)
+    llm: dict[JudgeName, LlmJudgeConfig] = Field(default_factory=dict, description="judges that are models, by name")
+    reward: tuple[JudgeName, ...] = Field((), description="judges of preferences: rules, or names of llm; empty: kind")
+    selection: tuple[JudgeName, ...] = Field(
+        (), description="judges that filter traces; empty: only the teacher's rules"
+    )
+    reporting: tuple[JudgeName, ...] = Field((), description="judges of evaluations; empty: kind")
+    selection_floor: Fraction = Field(0.5, description="least score of a step of a trace on safety and helpfulness")
+    ensemble: EnsembleConfig = EnsembleConfig()
+    cache: Literal["user", "run", "off"] = Field("user", description="where verdicts of models are kept for later runs")
 
     @model_validator(mode="after")
     def _begins_within_bounds(self) -> JudgeConfig:
         _starts_within(self.replicas, self.elastic, "judge")
+        known = (*BUILT_IN, *self.llm)
+        named = {*self.reward, *self.selection, *self.reporting, *self.ensemble.weights, *self.ensemble.veto.split()}
+        if unknown := sorted(named - set(known)):
+            raise ValueError(f"judge {unknown[0]!r} is not known; judge.llm defines names beside {', '.join(known)}")
+        if taken := sorted(set(self.llm) & set(BUILT_IN)):
+            raise ValueError(f"judge.llm.{taken[0]}: the name {taken[0]} is taken; choose another")
+        compared = {name for name, section in self.llm.items() if section.mode == "pairwise"}
+        if wrong := sorted(compared & {*self.selection, *self.reporting}):
+            raise ValueError(f"judge {wrong[0]} compares siblings (mode pairwise), so it can only be in judge.reward")
         return self
 
 

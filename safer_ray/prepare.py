@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,12 @@ from safer_ray.core.items import balanced, spread
 from safer_ray.core.plan import Phase, PlanSizes, make_plan
 from safer_ray.core.rules import RulePack
 from safer_ray.errors import ConfigError
+from safer_ray.judge_specs import judge_warnings
 from safer_ray.prompts import PromptSet, load_prompts
 from safer_ray.records import NO_RULE, Prompt
 from safer_ray.summary import versions
 
+logger = logging.getLogger(__name__)
 SCALE: Any = {
     "loop": True,
     "cluster": True,
@@ -59,6 +62,8 @@ def prepare(config: RunConfig) -> Preparation:
     texts = _evaluation_texts(config)
     clean = decontaminate(prompts.prompts, texts)
     prompts = replace(prompts, prompts=clean.prompts)
+    for warning in judge_warnings(config):
+        logger.warning("%s", warning)
     shares = _share_out(config, prompts.prompts)
     sizes = PlanSizes(
         teach=len(shares.teach),
@@ -173,6 +178,7 @@ def _head(config: RunConfig, prompts: PromptSet, pack: RulePack) -> dict[str, An
         "config_hash": hashlib.sha256(dump.encode()).hexdigest(),
         "data_hash": data.hexdigest(),
         "bad_rows": len(prompts.bad_rows),
+        "warnings": judge_warnings(config),
         "versions": versions(),
         "started_at": time.time(),
     }

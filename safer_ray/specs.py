@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import assert_never
 
 from safer_ray.backends.base import (
-    JudgeSpec,
     LearnerSpec,
     LossSettings,
     OptimSettings,
@@ -19,10 +18,9 @@ from safer_ray.backends.base import (
 )
 from safer_ray.backends.deepspeed_learner import DeepSpeedLearnerSpec
 from safer_ray.backends.endpoint import EndpointSpec
-from safer_ray.backends.fake import FakeJudgeSpec, FakeLearnerSpec, FakeSamplerSpec, FakeTeacherSpec
+from safer_ray.backends.fake import FakeLearnerSpec, FakeSamplerSpec, FakeTeacherSpec
 from safer_ray.backends.grader import GraderSpec, RoundFacts
 from safer_ray.backends.llm_teacher import Drafting, LlmTeacherSpec
-from safer_ray.backends.rule_judge import RuleJudgeSpec
 from safer_ray.backends.rule_packs import read_pack
 from safer_ray.backends.template_teacher import TemplateTeacherSpec
 from safer_ray.backends.vllm_sampler import VllmSamplerSpec
@@ -40,6 +38,7 @@ from safer_ray.core.plan import Phase
 from safer_ray.core.rule_text import student_system_prompt
 from safer_ray.core.scaling import ElasticRule
 from safer_ray.errors import LearnerError
+from safer_ray.judge_specs import judge_for, judge_threads, selection_spec
 from safer_ray.rundir import RunDir
 
 _VLLM_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -53,8 +52,11 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) ->
     """
     trains = {"sft", "erpo"} & set(config.stages)
     teaches = "synth" in config.stages
+    asks_teacher = teaches and config.teacher.kind == "openai"
     grader = GraderSpec(
-        judge=judge_spec(config),
+        judge=judge_for(config, config.judge.reward, run_dir),
+        reporter=judge_for(config, config.judge.reporting, run_dir),
+        selection=selection_spec(config, run_dir) if teaches else None,
         pairing=pairing_rules(config),
         teacher=teacher_spec(config, run_dir, model) if teaches else None,
     )
@@ -70,7 +72,7 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) ->
         grader_crew=Crew(
             ask=_ask(config.judge.resources),
             count=config.judge.replicas,
-            threads=config.teacher.concurrency if teaches and config.teacher.kind == "openai" else 1,
+            threads=max(judge_threads(config), config.teacher.concurrency if asks_teacher else 1),
             elastic=_rule(config.judge.elastic),
         ),
         learner=learner_plan(config, run_dir, learned) if trains else None,
@@ -151,17 +153,6 @@ def student_prompt(config: RunConfig) -> str | None:
     """Return the system message the policy sees: with the rules in it only if the config keeps them there."""
     pack = read_pack(config.rules.pack)
     return student_system_prompt(pack, config.model.system_prompt, rules_in_prompt=config.rules.in_prompt)
-
-
-def judge_spec(config: RunConfig) -> JudgeSpec:
-    """Return how to build one judge."""
-    match config.judge.kind:
-        case "fake":
-            return FakeJudgeSpec(seed=config.seed)
-        case "rules":
-            return RuleJudgeSpec(pack=config.rules.pack)
-        case _:
-            assert_never(config.judge.kind)
 
 
 def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from safer_ray.backends.judge_usage import judge_costs
 from safer_ray.core.events import Dropped, Event, Judged, Published, Sealed, Stepped, Trained
 from safer_ray.core.loop import LoopState
 from safer_ray.errors import JournalError
@@ -63,6 +64,7 @@ def summarise(
         "rounds": _rounds(state, facts, steps),
         "training": steps,
         "traces": _traces(state, facts),
+        "judges": judge_costs(sum((Counter(p.counts) for p in state.phases), Counter())),
         "weight_updates": [
             {"version": e.version, "seconds": round(e.wall_s, 3), "nbytes": e.nbytes}
             for e in events

@@ -14,6 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from safer_ray.backends.base import Judge, JudgeSpec, JudgeTask, Teacher, TeacherSpec, TeachTask
+from safer_ray.backends.ensemble_judge import build_judge
+from safer_ray.backends.judge_usage import Costed
+from safer_ray.backends.selection import Selection, SelectionSpec
 from safer_ray.core.branching import next_prefix, pick_continuation
 from safer_ray.core.pairing import PairingRules, ScoredStep, pair_siblings
 from safer_ray.core.scoring import score_of
@@ -60,22 +63,54 @@ class LevelReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraderSpec:
-    """Builds a grader; ``teacher`` is None in runs that write no traces."""
+    """Builds a grader; ``teacher`` is None in runs that write no traces.
+
+    ``judge`` makes preferences, ``reporter`` judges evaluations (None: ``judge`` does), ``selection`` filters the
+    teacher's traces (None: they pass as the teacher wrote them).
+    """
 
     judge: JudgeSpec
     pairing: PairingRules
     teacher: TeacherSpec | None = None
+    reporter: JudgeSpec | None = None
+    selection: SelectionSpec | None = None
 
     def build(self) -> Grader:
-        """Build judge and teacher here."""
-        return Grader(self.judge.build(), self.pairing, self.teacher.build() if self.teacher else None)
+        """Build judges and teacher here; judges of equal specs are one object."""
+        built: dict[JudgeSpec, Judge] = {}
+        bench = Bench(
+            reward=build_judge(self.judge, built),
+            reporter=build_judge(self.reporter or self.judge, built),
+            selection=self.selection.build_with(built) if self.selection else None,
+        )
+        return Grader(bench, self.pairing, self.teacher.build() if self.teacher else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """The judges of a run by purpose; one judge may serve several."""
+
+    reward: Judge
+    reporter: Judge
+    selection: Selection | None = None
+
+    def take_costs(self) -> dict[str, int]:
+        """Return what the judges that cost anything spent since the last call."""
+        judges = [self.reward, self.reporter, *([self.selection.judge] if self.selection else [])]
+        costs: dict[str, int] = {}
+        for judge in judges:
+            if isinstance(judge, Costed):
+                for name, count in judge.take_costs().items():
+                    costs[name] = costs.get(name, 0) + count
+        return costs
 
 
 class Grader:
-    """A judge and, if the run writes traces, a teacher."""
+    """The judges of a run and, if it writes traces, a teacher."""
 
-    def __init__(self, judge: Judge, pairing: PairingRules, teacher: Teacher | None = None) -> None:
-        self._judge = judge
+    def __init__(self, bench: Bench, pairing: PairingRules, teacher: Teacher | None = None) -> None:
+        self._bench = bench
+        self._judge = bench.reward
         self._pairing = pairing
         self._teacher = teacher
 
@@ -96,6 +131,7 @@ class Grader:
         counts["unscored"] = sum(step.score.safety is None or step.score.helpfulness is None for step in scored)
         for pair in pairs:
             counts[f"pairs_{pair.axis}"] = counts.get(f"pairs_{pair.axis}", 0) + 1
+        counts |= self._bench.take_costs()
         reply = LevelReply(prefix_ids=prefix_ids, history=history, counts=counts)
         return reply, [rollouts, to_table(verdicts, Verdict), to_table(pairs, StepPair)]
 
@@ -113,8 +149,8 @@ class Grader:
     def outcome(self, prompt: Prompt, rollouts: pa.Table, checkpoint: str) -> tuple[dict[str, int], list[pa.Table]]:
         """Judge one whole completion; return counts and the tables to keep."""
         tasks = [JudgeTask(prompt=prompt, rollout=rollout) for rollout in from_table(rollouts, Rollout)]
-        outcomes = self._judge.outcomes(tasks, checkpoint)
-        return {"outcomes": len(outcomes)}, [to_table(outcomes, Outcome)]
+        outcomes = self._bench.reporter.outcomes(tasks, checkpoint)
+        return {"outcomes": len(outcomes)} | self._bench.take_costs(), [to_table(outcomes, Outcome)]
 
     def teach(self, prompt: Prompt, answers: pa.Table | None) -> tuple[dict[str, int], list[pa.Table]]:
         """Write the traces of one prompt; return counts (rejections by reason) and the tables to keep."""
@@ -122,10 +158,12 @@ class Grader:
             raise TeacherError("grader: this run has no teacher; add synth to stages")
         texts = tuple(r.text for r in from_table(answers, Rollout)) if answers is not None else ()
         result = self._teacher.teach([TeachTask(prompt=prompt, answers=texts)])
+        if self._bench.selection is not None:
+            result = self._bench.selection.keep(prompt, result)
         counts = {"accepted": len(result.examples)}
         for _, reason in result.rejected:
             counts[f"rejected: {reason}"] = counts.get(f"rejected: {reason}", 0) + 1
-        return counts, [to_table(result.examples, TraceExample)]
+        return counts | self._bench.take_costs(), [to_table(result.examples, TraceExample)]
 
     @staticmethod
     def keep(path: str, tables: Sequence[pa.Table]) -> None:

@@ -77,3 +77,10 @@ def _read(text: str) -> Ruling | None:
         return Ruling(**{**row, "rules": tuple(row["rules"])})
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def user_cache_path() -> Path:
+    """Return where verdicts are kept for all runs of this user."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("safer_ray") / "judge" / "verdicts.sqlite"

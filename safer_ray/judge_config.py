@@ -1,0 +1,75 @@
+"""Settings of judges that are models, and of several judges together; a part of the run config."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+JudgeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+BUILT_IN = ("rules", "fake")
+"""Names of judges that need no settings of their own."""
+
+
+class LlmJudgeConfig(BaseModel):
+    """One judge that is a model: behind an endpoint, or on a vLLM engine inside each judge actor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: str = Field(min_length=1, description="model name at the endpoint, or a local model as in model.id")
+    base_url: str | None = Field(None, description="base URL of an OpenAI-compatible endpoint; null: vLLM in the actor")
+    template: Literal[
+        "auto", "rubric", "safeguard", "llama-guard", "shieldgemma", "wildguard", "harmbench", "guardreasoner"
+    ] = Field("auto", description="prompt and parser; auto: by the model's name, else rubric")
+    mode: Literal["pointwise", "pairwise"] = Field(
+        "pointwise", description="pairwise: siblings are compared with each other in both orders (rubric, reward only)"
+    )
+    canaries: int = Field(2, ge=0, description="known answers in every batch; a judge that misses them is suspended")
+    max_chars: Count = Field(12_000, description="longer texts are left unscored rather than cut")
+    max_tokens: Count = Field(256, description="longest answer of the judge")
+    key_env: str = Field("OPENAI_API_KEY", description="endpoint: environment variable with the key; empty: none")
+    concurrency: Count = Field(8, description="endpoint: calls in flight per judge actor")
+    requests_per_minute: int = Field(0, ge=0, description="endpoint: calls begun per minute and judge actor; 0: any")
+    deadline_s: float = Field(120.0, gt=0, description="endpoint: one call, retries included")
+    max_tries: Count = Field(5, description="endpoint: tries of one call")
+    outage_s: float = Field(900.0, ge=0, description="endpoint: how long judging pauses for one that is down")
+    price_in: float = Field(0.0, ge=0, description="money per million tokens read, any one currency")
+    price_out: float = Field(0.0, ge=0, description="money per million tokens written")
+    max_model_len: Count = Field(8192, description="vLLM: tokens of question and answer together")
+    kv_cache_gib: float = Field(1.0, gt=0, description="vLLM on CPU: key-value cache")
+    gpu_memory_share: Share = Field(0.85, description="vLLM on GPU: share of GPU memory")
+    trust_remote_code: bool = Field(False, description="vLLM: run Python code that comes with the model")
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> LlmJudgeConfig:
+        if self.mode == "pairwise" and self.template not in ("auto", "rubric"):
+            raise ValueError("mode pairwise asks the rubric; set template to rubric or mode to pointwise")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|", self.key_env):
+            raise ValueError("key_env must be the name of an environment variable; export the key under it")
+        if self.base_url is not None:
+            parts = urlsplit(self.base_url)
+            if "@" in parts.netloc or parts.query or parts.fragment:
+                raise ValueError("base_url must be a plain address; a key goes into the variable key_env names")
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("base_url must be an address like https://host:port/v1")
+        return self
+
+
+class EnsembleConfig(BaseModel):
+    """How several judges become one, wherever a purpose names more than one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    weights: dict[JudgeName, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="weight of a judge by name; others weigh 1"
+    )
+    quorum: Share = Field(0.5, description="least share of the weight of judges made for a step that must have scored")
+    max_spread: Share = Field(0.5, description="scores further apart are disagreement: the step is unscored")
+    veto: JudgeName | Literal[""] = Field(
+        "rules", description="judge whose low safety score always stands; empty: none"
+    )
+    veto_below: Share = Field(0.5, description="safety scores below this are a veto")
