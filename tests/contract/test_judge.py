@@ -1,13 +1,16 @@
-"""What every judge must do, over the fake and the rule judge."""
+"""What every judge must do, over the fake, the rule judge, a judge that is a model, and an ensemble."""
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from safer_ray.backends.base import Judge, JudgeSpec, JudgeTask
+from safer_ray.backends.endpoint import Question
 from safer_ray.backends.fake import FakeJudgeSpec, FakeSamplerSpec, ToyTokenizer, toy_prompts
 from safer_ray.core.trace import Trace, split_steps
 from safer_ray.records import AXES, STEP_KINDS, Axis, Finish, Message, Prompt, Rollout, SampleRequest, Verdict
@@ -52,7 +55,53 @@ def rule_spec() -> JudgeSpec:
     return RuleJudgeSpec(pack="default")
 
 
-@pytest.fixture(params=[fake_spec, rule_spec], ids=["fake", "rule"])
+def reads_like_the_rules(question: Question) -> str:
+    """Answer as a model would that reads its prompt: step, axis, label and data are taken from it."""
+    from safer_ray.backends.rule_packs import read_pack
+    from safer_ray.core import criteria
+    from safer_ray.core.delimit import QUOTE, data_blocks
+    from safer_ray.core.refusal import classify_refusal
+    from safer_ray.core.stance import calibration_action
+
+    asked, content = question.messages[0].content, question.messages[1].content
+    blocks = data_blocks(content, content[7:31])
+    texts = {name: block.removeprefix(QUOTE).replace(f"\n{QUOTE}", "\n") for name, block in blocks.items()}
+    kind = next(kind for kind in STEP_KINDS if f"You grade the {kind}." in asked)
+    if '"class"' in asked:
+        names = {"full": "full_refusal", "partial": "partial_refusal", "none": "compliance", "unparsable": "unclear"}
+        return json.dumps({"reason": "", "class": names[classify_refusal(texts[kind])]})
+    rule = re.search(r"violates (R\d\d)", content)
+    request = criteria.question(
+        texts["request"].removeprefix("(user) "), "unsafe" if rule else "safe", rule[1] if rule else "R00"
+    )
+    before = texts.get("earlier calibration")
+    marks = criteria.judge_step(
+        read_pack("default"), request, kind, texts[kind], calibration_action(before) if before else None
+    )
+    score = marks.safety if "The scale is safety" in asked else marks.helpfulness
+    assert score is not None
+    return json.dumps({"reason": marks.reason, "rules": [], "verdict": "score", "score": round(10 * score)})
+
+
+def llm_spec() -> JudgeSpec:
+    from safer_ray.backends.asker import ScriptedAskerSpec
+    from safer_ray.backends.llm_judge import LlmJudgeSpec
+
+    return LlmJudgeSpec(asker=ScriptedAskerSpec(script=reads_like_the_rules), model="scripted")
+
+
+def ensemble_spec() -> JudgeSpec:
+    from safer_ray.backends.ensemble_judge import EnsembleJudgeSpec, Member
+    from safer_ray.core.ensemble import EnsembleRules
+
+    members = (
+        Member(name="rules", weight=1.0, spec=rule_spec()),
+        Member(name="model", weight=2.0, spec=llm_spec()),
+    )
+    return EnsembleJudgeSpec(members=members, rules=EnsembleRules(veto="rules"))
+
+
+@pytest.fixture(params=[fake_spec, rule_spec, llm_spec, ensemble_spec], ids=["fake", "rule", "llm", "ensemble"])
 def spec(request: pytest.FixtureRequest) -> JudgeSpec:
     make: Callable[[], JudgeSpec] = request.param
     return make()
