@@ -6,12 +6,14 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import pytest
 
 from safer_ray.backends.base import Judge, JudgeSpec, JudgeTask
 from safer_ray.backends.endpoint import Question
 from safer_ray.backends.fake import FakeJudgeSpec, FakeSamplerSpec, ToyTokenizer, toy_prompts
+from safer_ray.core.rules import RulePack
 from safer_ray.core.trace import Trace, split_steps
 from safer_ray.records import AXES, STEP_KINDS, Axis, Finish, Message, Prompt, Rollout, SampleRequest, Verdict
 
@@ -55,9 +57,15 @@ def rule_spec() -> JudgeSpec:
     return RuleJudgeSpec(pack="default")
 
 
+@lru_cache(maxsize=1)
+def pack() -> RulePack:
+    from safer_ray.backends.rule_packs import read_pack
+
+    return read_pack("default")
+
+
 def reads_like_the_rules(question: Question) -> str:
     """Answer as a model would that reads its prompt: step, axis, label and data are taken from it."""
-    from safer_ray.backends.rule_packs import read_pack
     from safer_ray.core import criteria
     from safer_ray.core.delimit import QUOTE, data_blocks
     from safer_ray.core.refusal import classify_refusal
@@ -75,9 +83,7 @@ def reads_like_the_rules(question: Question) -> str:
         texts["request"].removeprefix("(user) "), "unsafe" if rule else "safe", rule[1] if rule else "R00"
     )
     before = texts.get("earlier calibration")
-    marks = criteria.judge_step(
-        read_pack("default"), request, kind, texts[kind], calibration_action(before) if before else None
-    )
+    marks = criteria.judge_step(pack(), request, kind, texts[kind], calibration_action(before) if before else None)
     score = marks.safety if "The scale is safety" in asked else marks.helpfulness
     assert score is not None
     return json.dumps({"reason": marks.reason, "rules": [], "verdict": "score", "score": round(10 * score)})
