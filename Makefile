@@ -30,6 +30,13 @@ check: install ## format, lint, types and unit tests; under 2 minutes
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit
 
+.PHONY: fuzz chaos
+fuzz: install ## 100,000 made-up inputs for every reader of foreign text (needs: pip install --no-deps atheris)
+	$(BIN)/python -m benchmarks.fuzz
+
+chaos: install ## break 100 runs on fakes and 4 on the real stack on purpose; under 30 minutes on 2 cores
+	$(WITH_PATH) $(BIN)/python -m benchmarks.chaos
+
 format: install ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -91,7 +91,7 @@ class MiniLmEncoder:
 
         with boundary(ModelError, f"classifier: model in {folder}"):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModel.from_pretrained(folder).eval()
+            self._model: Any = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
             weights = folder / "model.safetensors"
             head = weights.open("rb").read(1 << 20)
             self.fingerprint = hashlib.sha256(head + str(weights.stat().st_size).encode()).hexdigest()[:16]

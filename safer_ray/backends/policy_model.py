@@ -54,6 +54,7 @@ def load_policy(
             config=config,
             dtype=torch_dtype(dtype),
             attn_implementation=register(),
+            use_safetensors=True,  # anything else is unpickled
             trust_remote_code=trust_remote_code,
         )
         del sharding

@@ -39,7 +39,11 @@ def with_think_tokens(model: Path | str, copy: Path, *, trust_remote_code: bool 
         from transformers import AutoModelForCausalLM
 
         network = AutoModelForCausalLM.from_pretrained(
-            str(model), dtype="auto", low_cpu_mem_usage=True, trust_remote_code=trust_remote_code
+            str(model),
+            dtype="auto",
+            low_cpu_mem_usage=True,
+            use_safetensors=True,  # anything else is unpickled
+            trust_remote_code=trust_remote_code,
         )
         add_think_tokens(network, tokenizer)
         shutil.rmtree(aside, ignore_errors=True)

@@ -297,6 +297,7 @@ def _build_engine(spec: VllmSamplerSpec, model: Path | str) -> LLMEngine:
     args = EngineArgs(
         model=str(model),
         dtype=spec.dtype,  # type: ignore[arg-type]
+        load_format="safetensors",  # anything else is unpickled
         seed=spec.seed,
         tensor_parallel_size=spec.tensor_parallel,
         distributed_executor_backend="mp" if spec.tensor_parallel > 1 else "uni",

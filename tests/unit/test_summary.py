@@ -162,3 +162,14 @@ def test_the_memory_of_a_run_shorter_than_one_look_is_still_measured() -> None:
     peak.close()
     assert peak.gib > 0.001
     assert threading.active_count() == before
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_time() -> None:
+    events = [
+        Entry(at=103.0, event=Trained(phase="a", facts={}, wall_s=1.0)),
+        Entry(at=50.0, event=Trained(phase="b", facts={}, wall_s=1.0)),
+        Entry(at=52.0, event=Trained(phase="c", facts={}, wall_s=1.0)),
+    ]
+    summary = summarise(HEAD, fold(PLAN, ()), events, {})
+    assert [(stage["name"], stage["wall_s"]) for stage in summary["stages"]] == [("a", 3.0), ("b", 0.0), ("c", 2.0)]
+    assert summary["wall_s"] == 5.0
