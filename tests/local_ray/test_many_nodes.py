@@ -20,7 +20,7 @@ import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from tiny_runs import assert_every_prompt_once, events_of, living_actors, pair_bytes, tiny_job
+from tiny_runs import SMALL, assert_every_prompt_once, events_of, living_actors, pair_bytes, tiny_job
 
 from safer_ray import run, specs
 from safer_ray.backends.fake import FakeLearnerSpec, FakeSampler, FakeSamplerSpec
@@ -295,7 +295,7 @@ def test_a_driver_that_is_killed_leaves_a_run_another_one_finishes_alike(many_no
     small = ("stages=[erpo]", "erpo.rounds=1", "erpo.prompts_per_round=8", "sampler.resources.cpus=0.1")
     first, second = RunDir(tmp_path / "killed"), RunDir(tmp_path / "whole")
     words = [sys.executable, "-m", "safer_ray", "run", "tiny_fake", f"--run-dir={first.root}"]
-    words += [f"--set={each}" for each in small]
+    words += [f"--set={each}" for each in (*SMALL, *small)]
     driver = subprocess.Popen(words, env=os.environ | {"RAY_ADDRESS": many_nodes.address}, start_new_session=True)
     try:
         journal = first.root / JOURNAL

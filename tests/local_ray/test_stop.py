@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_runs import assert_every_prompt_once, events_of, pair_bytes, tiny_job
+from tiny_runs import SMALL, assert_every_prompt_once, events_of, pair_bytes, tiny_job
 
 from safer_ray.core.events import Event, Judged
 from safer_ray.journal import JOURNAL
@@ -44,7 +44,8 @@ class Stopped:
 
 
 def _command(run_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "safer_ray", "run", "tiny_fake", f"--run-dir={run_dir}", *more]
+    sizes = [f"--set={each}" for each in SMALL]
+    return [sys.executable, "-m", "safer_ray", "run", "tiny_fake", f"--run-dir={run_dir}", *sizes, *more]
 
 
 def _environment(scratch: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tiny_runs import SMALL
 
 from safer_ray.cluster.jobs_api import dashboard_url, job_file, run_command, submit
 from safer_ray.errors import ClusterError, ConfigError
@@ -163,7 +164,8 @@ def test_a_job_runs_in_the_uploaded_folder_and_its_log_arrives_once(cluster: Clu
 
 
 def test_the_tiny_job_runs_through_the_jobs_api_and_leaves_its_result(cluster: Cluster, tmp_path: Path) -> None:
-    command = run_command(job_file("tiny_fake", str(REPOSITORY)), run_dir=str(tmp_path / "run"))
+    job = job_file("tiny_fake", str(REPOSITORY))
+    command = run_command(job, run_dir=str(tmp_path / "run"), overrides=SMALL)
     assert command.startswith("python -m safer_ray run jobs/tiny_fake.yaml ")
     answer = _submit(cluster, command, REPOSITORY)
     assert answer.get("status") == "SUCCEEDED", f"{answer.get('error')}\n{answer['log']}"
