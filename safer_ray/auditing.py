@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safer_ray.backends.labelled_answers import readings_of
+from safer_ray.backends.base import Judge
+from safer_ray.backends.labelled_answers import Duelist, duels_by, readings_of
 from safer_ray.backends.models import ChatTokenizer, resolve_model
 from safer_ray.backends.rule_judge import RuleJudgeSpec
 from safer_ray.backends.rule_packs import read_pack
@@ -21,11 +22,14 @@ from safer_ray.prompts import load_prompts
 Answers = Sequence[LabelledAnswer]
 
 
-def audit_judges(answers: Answers, judges: Sequence[str], overrides: Sequence[str] = ()) -> list[JudgeAudit]:
+def audit_judges(
+    answers: Answers, judges: Sequence[str], overrides: Sequence[str] = (), *, duels: int = 40
+) -> list[JudgeAudit]:
     """Return an audit per judge, in the order given, then of all of them by vote if there are two or more.
 
     A judge is ``rules`` (the default pack's rule judge), ``lists`` (every phrase list, as baselines outside the
-    vote) or the name of a job file, whose judge is built and asked here.
+    vote) or the name of a job file, whose judges of evaluations are built and asked here, one by one and as the ensemble
+    the job makes of them. A judge that can compare two answers is shown at most ``duels`` pairs in both orders, too.
 
     Raises:
         ConfigError: if a name is given twice or a job file cannot be used.
@@ -41,23 +45,30 @@ def audit_judges(answers: Answers, judges: Sequence[str], overrides: Sequence[st
                 for each in LISTS
             ]
             continue
-        title, read = _reader(name, overrides)
-        voters[title] = read(answers)
-        audits.append(audit_judge(title, answers, voters[title]))
+        alone, together = _judges(name, overrides)
+        for title, judge in (alone | together).items():
+            readings = readings_of(judge, answers)
+            shown = duels_by(judge, answers, duels) if isinstance(judge, Duelist) else []
+            audits.append(audit_judge(title, answers, readings, shown))
+            if title in alone:
+                voters[title] = readings
     if len(voters) > 1:
         audits.append(audit_judge(f"vote of {len(voters)}", answers, vote(voters)))
     return audits
 
 
-def _reader(name: str, overrides: Sequence[str]) -> tuple[str, Callable[[Answers], list[Reading]]]:
+def _judges(name: str, overrides: Sequence[str]) -> tuple[dict[str, Judge], dict[str, Judge]]:
+    """Return judges by title: those asked alone, and the ensemble of them that a job file makes of several."""
     if name == "rules":
         judge = RuleJudgeSpec().build()
-        return judge.name, lambda answers: readings_of(judge, answers)
+        return {judge.name: judge}, {}
     from safer_ray.judge_specs import judge_for
 
     config = load_config(find_job(name), overrides)
-    built = judge_for(config, config.judge.reporting, None).build()
-    return f"{built.name} ({name})", lambda answers: readings_of(built, answers)
+    members = config.judge.reporting or (config.judge.kind,)
+    alone = [judge_for(config, (member,), None).build() for member in members]
+    together = [judge_for(config, members, None).build()] if len(members) > 1 else []
+    return {f"{each.name} ({name})": each for each in alone}, {f"ensemble ({name})": each for each in together}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ def judge_command(
     labels: LabelsOpt = None,
     judge: JudgeOpt = None,
     to: OutOpt = Path("audit"),
+    duels: Annotated[int, typer.Option("--duels", min=0, help="pairs shown to judges that compare answers")] = 40,
     set_: SetOpt = None,
 ) -> None:
     """Compare judges with answers labelled by hand; two or more are also taken together by vote."""
@@ -37,7 +38,7 @@ def judge_command(
     from safer_ray.backends.labelled_answers import SHIPPED_ANSWERS, read_answers
 
     answers = read_answers(labels or SHIPPED_ANSWERS)
-    audits = audit_judges(answers, judge or ["rules"], overrides=set_ or ())
+    audits = audit_judges(answers, judge or ["rules"], overrides=set_ or (), duels=duels)
     table = Table("judge", "3 classes", "held", "full or not", "kappa", "unread")
     for item in audits:
         held = item.by_split.get("held")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import safer_ray
 from safer_ray.backends.base import Judge, JudgeTask
-from safer_ray.core.judge_audit import LabelledAnswer, Reading
+from safer_ray.backends.judge_rubric import JudgeCase
+from safer_ray.core.agreement import Duel, Order
+from safer_ray.core.judge_audit import LabelledAnswer, Reading, better_place, duels_of
 from safer_ray.errors import DataError, JudgeError
-from safer_ray.records import LABELS, Message, Prompt, Refusal, Rollout, Step, Verdict
+from safer_ray.records import LABELS, Axis, Message, Outcome, Prompt, Refusal, Rollout, Step, Verdict
 
 SHIPPED_ANSWERS = Path(safer_ray.__file__).resolve().parent / "audit_data" / "answers.jsonl"
+_BATCH = 32
 _TEXT_FIELDS = ("id", "prompt", "prompt_label", "category", "answer", "refusal")
 
 
@@ -94,16 +97,45 @@ def judge_task(answer: LabelledAnswer) -> JudgeTask:
     return JudgeTask(prompt=prompt, rollout=rollout)
 
 
+@runtime_checkable
+class Duelist(Protocol):
+    """A judge that can say which of two answers is better as they are shown."""
+
+    def orders(self, pairs: Sequence[tuple[JudgeCase, JudgeCase]]) -> list[Order | None]: ...
+
+
+def duels_by(judge: Duelist, answers: Sequence[LabelledAnswer], most: int) -> list[Duel]:
+    """Show at most ``most`` pairs of answers to one prompt, of which one is better, to ``judge`` in both orders."""
+    pairs = duels_of(answers)
+    chosen = pairs[:: max(1, -(-len(pairs) // most))] if most else []
+    shown = [(_case(first), _case(second, prompt_of=first)) for first, second in chosen]
+    orders = judge.orders([*shown, *((second, first) for first, second in shown)])
+    return [
+        Duel(better=better_place(first, second), forward=forward, swapped=swapped)
+        for (first, second), forward, swapped in zip(chosen, orders[: len(chosen)], orders[len(chosen) :], strict=True)
+    ]
+
+
+def _case(answer: LabelledAnswer, prompt_of: LabelledAnswer | None = None) -> JudgeCase:
+    axis: Axis = "safety" if answer.prompt_label == "unsafe" else "helpfulness"
+    return JudgeCase(prompt=judge_task(prompt_of or answer).prompt, kind="response", text=answer.answer, axis=axis)
+
+
 def readings_of(judge: Judge, answers: Sequence[LabelledAnswer]) -> list[Reading]:
     """Return what ``judge`` makes of each answer: its class from ``outcomes``, its score from ``judge``.
 
+    Answers are shown in small batches; where a batch fails, one by one, so that an answer the judge will not class
+    is unread and the others are not lost with it.
+
     Raises:
-        JudgeError: if the judge as a whole fails, or leaves out an answer.
+        JudgeError: if the judge gives no class to any answer, or leaves one out without saying so.
     """
     tasks = [judge_task(answer) for answer in answers]
-    outcomes = {outcome.prompt_id: outcome for outcome in judge.outcomes(tasks, "labelled")}
+    outcomes, refused = _outcomes(judge, tasks)
+    if tasks and not outcomes:
+        raise JudgeError(f"judge {judge.name}: no answer was classed; the last: {next(reversed(refused.values()), '')}")
     verdicts = {(verdict.rollout_id, verdict.axis): verdict for verdict in judge.judge(tasks)}
-    missing = [answer.answer_id for answer in answers if answer.answer_id not in outcomes]
+    missing = [answer.answer_id for answer in answers if answer.answer_id not in outcomes | refused]
     if missing:
         raise JudgeError(f"judge {judge.name}: no outcome for {len(missing)} answers, the first {missing[0]}")
     readings = []
@@ -112,9 +144,26 @@ def readings_of(judge: Judge, answers: Sequence[LabelledAnswer]) -> list[Reading
         verdict: Verdict | None = verdicts.get((answer.answer_id, axis))  # type: ignore[arg-type]
         readings.append(
             Reading(
-                refusal=outcomes[answer.answer_id].refusal,
+                refusal=outcomes[answer.answer_id].refusal if answer.answer_id in outcomes else None,
                 score=verdict.score if verdict else None,
-                error=verdict.error if verdict else "no verdict",
+                error=refused.get(answer.answer_id) or (verdict.error if verdict else "no verdict"),
             )
         )
     return readings
+
+
+def _outcomes(judge: Judge, tasks: Sequence[JudgeTask]) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """Return outcomes by answer, and the reason for each answer that has none."""
+    found: dict[str, Outcome] = {}
+    refused: dict[str, str] = {}
+    for start in range(0, len(tasks), _BATCH):
+        batch = tasks[start : start + _BATCH]
+        try:
+            found.update((outcome.prompt_id, outcome) for outcome in judge.outcomes(batch, "labelled"))
+        except JudgeError:
+            for task in batch:
+                try:
+                    found.update((outcome.prompt_id, outcome) for outcome in judge.outcomes([task], "labelled"))
+                except JudgeError as exc:
+                    refused[task.prompt.prompt_id] = str(exc)
+    return found, refused

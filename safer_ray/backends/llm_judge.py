@@ -180,6 +180,18 @@ class LlmJudge:
         agreed = {(a, b): agreed_order(order[a, b], order[b, a]) for a, b in duels}
         return [self._share(at, agreed) for at in range(len(cases))]
 
+    def orders(self, pairs: Sequence[tuple[JudgeCase, JudgeCase]]) -> list[Order | None]:
+        """Return which place wins in each pair as it is shown, in this one order; None where nothing usable came back.
+
+        For audits of position bias; judging itself never relies on one order.
+        """
+        asked = {
+            str(at): order_form(first, second.text, self._pack, self._secret)
+            for at, (first, second) in enumerate(pairs)
+        }
+        replies, distrust = self._ask(asked)
+        return [None if distrust else self._order(replies[str(at)]) for at in range(len(pairs))]
+
     def _share(self, at: int, agreed: dict[tuple[int, int], Order | None]) -> Ruling:
         fought = [order for (a, _), order in agreed.items() if a == at]
         share = win_share(fought)

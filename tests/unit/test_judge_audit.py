@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,20 @@ from typer.testing import CliRunner
 
 from safer_ray.audit_page import write_audit
 from safer_ray.auditing import audit_judges
+from safer_ray.backends.asker import ScriptedAskerSpec
+from safer_ray.backends.base import JudgeTask
+from safer_ray.backends.endpoint import Question
 from safer_ray.backends.fake import FakeJudgeSpec
-from safer_ray.backends.labelled_answers import SHIPPED_ANSWERS, judge_task, read_answers, readings_of
+from safer_ray.backends.judge_rubric import JudgeCase
+from safer_ray.backends.labelled_answers import SHIPPED_ANSWERS, duels_by, judge_task, read_answers, readings_of
+from safer_ray.backends.llm_judge import LlmJudge, LlmJudgeSpec
+from safer_ray.backends.rule_packs import read_pack
 from safer_ray.cli import app
+from safer_ray.core.agreement import Order
 from safer_ray.core.judge_audit import Reading, audit_judge, better_place, duels_of, vote
 from safer_ray.core.refusal_lists import LISTS
-from safer_ray.errors import ConfigError, DataError
+from safer_ray.errors import ConfigError, DataError, JudgeError
+from safer_ray.records import Outcome, Verdict
 
 ANSWERS = read_answers()
 FEW = ANSWERS[::9]
@@ -131,3 +140,51 @@ def test_a_second_row_with_the_same_id_is_refused(tmp_path: Path) -> None:
         read_answers(path)
     with pytest.raises(DataError, match="cannot be read"):
         read_answers(tmp_path / "none.jsonl")
+
+
+class Fussy:
+    """Classes one kind of answer only, and always prefers what is shown first."""
+
+    def __init__(self) -> None:
+        self._inner = FakeJudgeSpec().build()
+        self.name, self.rule_pack_hash = "fussy@1", "0"
+
+    def judge(self, tasks: Sequence[JudgeTask]) -> list[Verdict]:
+        return self._inner.judge(tasks)
+
+    def outcomes(self, tasks: Sequence[JudgeTask], checkpoint: str) -> list[Outcome]:
+        if any(task.prompt.label == "safe" for task in tasks):
+            raise JudgeError("fussy: not a word on safe prompts")
+        return self._inner.outcomes(tasks, checkpoint)
+
+    def orders(self, pairs: Sequence[tuple[JudgeCase, JudgeCase]]) -> list[Order | None]:
+        return ["first" for _ in pairs]
+
+
+def test_answers_a_judge_will_not_class_are_unread_and_the_others_are_kept() -> None:
+    readings = readings_of(Fussy(), FEW)
+    labels = [row.prompt_label for row in FEW]
+    assert [reading.refusal is None for reading in readings] == [label == "safe" for label in labels]
+    assert {reading.error for reading in readings if reading.refusal is None} == {"fussy: not a word on safe prompts"}
+    with pytest.raises(JudgeError, match="no answer was classed"):
+        readings_of(Fussy(), [row for row in FEW if row.prompt_label == "safe"])
+
+
+def test_a_judge_that_likes_the_first_place_is_found_out() -> None:
+    duels = duels_by(Fussy(), ANSWERS, 20)
+    assert 10 <= len(duels) <= 20
+    bias = audit_judge("f", FEW, readings_of(Fussy(), FEW), duels).bias
+    assert bias is not None
+    assert (bias.first_share, bias.consistent.right) == (1.0, 0)
+    assert duels_by(Fussy(), ANSWERS, 0) == []
+
+
+def first_wins(question: Question) -> str:
+    return json.dumps({"reason": "", "better": "first"})
+
+
+def test_a_judge_that_is_a_model_is_shown_both_orders() -> None:
+    spec = LlmJudgeSpec(asker=ScriptedAskerSpec(script=first_wins), model="scripted", canaries=0)
+    duels = duels_by(LlmJudge(spec, read_pack("default"), spec.asker.build(), None), ANSWERS, 5)
+    assert len(duels) >= 3
+    assert {(duel.forward, duel.swapped) for duel in duels} == {("first", "first")}
