@@ -106,7 +106,7 @@ def test_rows() -> Iterator[Row]:
     files = {
         "injections that flip the rule judge, a parser or a prompt's structure": "tests/unit/test_injections.py",
         "encoded prompts read otherwise than plain ones": "tests/unit/test_normalise.py",
-        "substances whose notations differ in verdict": "tests/unit/test_science.py",
+        "substances whose notations differ in verdict": "tests/unit/test_notation.py",
     }
     for name, path in files.items():
         if (REPOSITORY / path).exists():
