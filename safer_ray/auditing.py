@@ -28,8 +28,8 @@ def audit_judges(
     """Return an audit per judge, in the order given, then of all of them by vote if there are two or more.
 
     A judge is ``rules`` (the default pack's rule judge), ``lists`` (every phrase list, as baselines outside the
-    vote) or the name of a job file, whose judges of evaluations are built and asked here, one by one and as the ensemble
-    the job makes of them. A judge that can compare two answers is shown at most ``duels`` pairs in both orders, too.
+    vote) or the name of a job file, whose judges of evaluations are built and asked here, one by one and as the
+    ensemble the job makes of them. A judge that can compare answers is shown ``duels`` pairs at most, in both orders.
 
     Raises:
         ConfigError: if a name is given twice or a job file cannot be used.
