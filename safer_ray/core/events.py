@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 # ---- actions ---------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def _needed(kind: type[Event]) -> frozenset[str]:
 
 
 # Looked up once: reading a long journal asks a million times.
-_FIELDS = {name: (frozenset(f.name for f in fields(kind)), _needed(kind)) for name, kind in EVENTS.items()}
+_FIELDS = {name: (tuple(f.name for f in fields(kind)), _needed(kind)) for name, kind in EVENTS.items()}
 
 
 def is_durable(event: Event) -> bool:
@@ -176,8 +176,9 @@ def is_durable(event: Event) -> bool:
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """Return the event as plain JSON values."""
-    return {"event": type(event).__name__, **asdict(event)}
+    """Return the event as plain JSON values, which it shares: write them, do not change them."""
+    kind = type(event).__name__
+    return {"event": kind, **{name: getattr(event, name) for name in _FIELDS[kind][0]}}
 
 
 def from_json(row: dict[str, Any]) -> Event:
@@ -190,7 +191,8 @@ def from_json(row: dict[str, Any]) -> Event:
     if kind is None:
         raise ValueError(f"unknown event {row.get('event')!r}; known are {', '.join(EVENTS)}")
     known, needed = _FIELDS[kind.__name__]
-    given = {name: value for name, value in row.items() if name in known}
-    if lacking := needed - given.keys():
+    given = {name: row[name] for name in known if name in row}
+    if not needed <= given.keys():
+        lacking = needed - given.keys()
         raise ValueError(f"event {kind.__name__} lacks {', '.join(sorted(lacking))}")
     return kind(**given)

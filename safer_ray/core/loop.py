@@ -250,15 +250,20 @@ def _settle(progress: Progress, index: int, judged: Judged | None) -> bool:
     if progress.done[index] or stale:
         return False
     progress.done[index] = 1 if judged else 2
-    for table in (progress.open, progress.tries, progress.last_reason, progress.deaths):
-        table.pop(index, None)  # type: ignore[attr-defined]
-    progress.quarantined.discard(index)
+    if item is not None:
+        del progress.open[index]
+    if index in progress.last_reason:  # it was lost before
+        del progress.last_reason[index]
+        progress.tries.pop(index, None)
+        progress.deaths.pop(index, None)
+        progress.quarantined.discard(index)
     if judged is None:
         progress.dropped_items += 1
         return True
     progress.finished_items += 1
+    counts = progress.counts
     for name, count in judged.counts.items():
-        progress.counts[name] = progress.counts.get(name, 0) + count
+        counts[name] = counts.get(name, 0) + count
     return True
 
 
