@@ -167,7 +167,13 @@ def make_world(prep: Preparation, run_dir: RunDir, state: LoopState) -> World:
     _require_known_reference(config, trained)
     learned = str(run_dir.checkpoint(trained[-1].checkpoint)) if trained else model
     fleet = fleet_of(config, run_dir, model=model, learned=learned)
-    return RayWorld(scene, fleet, restore_version=state.policy_version)
+    return RayWorld(scene, fleet, restore_version=state.policy_version, restore_from=_behind(state, trained))
+
+
+def _behind(state: LoopState, trained: Sequence[Phase]) -> Phase | None:
+    """Return what trained the weights that serve, if something newer was trained but not published yet."""
+    served = next((phase for phase in trained if phase.version == state.policy_version), None)
+    return None if served is None or served is trained[-1] else served
 
 
 def _require_known_reference(config: RunConfig, trained: Sequence[Phase]) -> None:

@@ -20,6 +20,7 @@ from safer_ray.records import WeightsRef
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+_GOODBYE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class Training:
         self._busy = asyncio.Lock()
         self.trained: Phase | None = None
         self.restarts = 0
+        self._behind = False
+        """Whether the group holds older weights than the learner had; it is replaced before anything else is asked."""
 
     async def run(self, work: Callable[[LearnerGroup], Awaitable[Result]]) -> Result:
         """Run ``work`` on the group; if a rank is lost meanwhile, once more from its beginning on a new group.
@@ -60,11 +63,24 @@ class Training:
             SaferRayError: what the ranks fail of by themselves; that would only happen again.
         """
         async with self._busy:
+            if self._behind:
+                await self.close(_GOODBYE_S)
             while True:
                 try:
                     return await work(await self._ready())
                 except RankLost as exc:
                     self._count(exc)
+
+    async def run_behind(self, phase: Phase, work: Callable[[LearnerGroup], Awaitable[Result]]) -> Result:
+        """Run ``work`` on a group that is as ``phase`` left it, though the learner is further; it goes with the next.
+
+        A run that explores ahead may have stopped while older weights than the newest trained ones still served.
+        """
+        ahead, self.trained = self.trained, phase
+        try:
+            return await self.run(work)
+        finally:
+            self.trained, self._behind = ahead, True
 
     def _count(self, exc: RankLost) -> None:
         allowed = self._plan.restarts if self._plan else 0
@@ -117,3 +133,4 @@ class Training:
         if self._group is not None:
             self._group.stop()
             self._group = None
+        self._behind = False

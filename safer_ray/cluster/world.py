@@ -56,6 +56,7 @@ from safer_ray.errors import (
     TeacherError,
     boundary,
 )
+from safer_ray.records import WeightsRef
 from safer_ray.tables import to_table
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,13 @@ class Kept:
 class RayWorld:
     """Workers on a Ray cluster. Start it inside a ray session; close it before the session ends."""
 
-    def __init__(self, scene: Scene, fleet: Fleet, *, restore_version: int = 0) -> None:
+    def __init__(
+        self, scene: Scene, fleet: Fleet, *, restore_version: int = 0, restore_from: Phase | None = None
+    ) -> None:
+        """Start the workers, the samplers with ``restore_version``.
+
+        ``restore_from`` is the phase that trained that version, where the learner was further when the run stopped.
+        """
         self._scene = scene
         self._patience = fleet.patience
         self._events: queue.Queue[Event | SaferRayError] = queue.Queue()
@@ -108,16 +115,22 @@ class RayWorld:
         self._serving.publisher_node = lambda: self._training.node
         self._serving.payload = self._training.payload
         try:
-            self._run(self._start(restore_version))
+            self._run(self._start(restore_version, restore_from))
         except BaseException:
             self.close()
             raise
         self._tending = asyncio.run_coroutine_threadsafe(self._tend(), self._loop)
 
-    async def _start(self, restore_version: int) -> None:
+    async def _start(self, restore_version: int, restore_from: Phase | None) -> None:
         """Bring everything up. A resumed run publishes its last version first: samplers start refitted."""
-        if restore_version:
-            self._serving.weights = await self._training.run(lambda learner: learner.publish(restore_version))
+
+        async def publish(learner: LearnerGroup) -> WeightsRef:
+            return await learner.publish(restore_version)
+
+        if restore_version and restore_from is not None:
+            self._serving.weights = await self._training.run_behind(restore_from, publish)
+        elif restore_version:
+            self._serving.weights = await self._training.run(publish)
         await self._serving.start()
 
     async def _tend(self) -> None:
