@@ -4,6 +4,7 @@
     python -m benchmarks.soak ray --samplers 48 --minutes 10   the same driver with actors on Ray
     python -m benchmarks.soak journal --run runs/demo        what journalling costs a run that was really made
 
+Wall times are of this machine as busy as it was (``load_before``); CPU times are what one core of one's own takes.
 Each part replaces its own rows of ``benchmarks/results/soak.json``.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import resource
 import shlex
 import statistics
@@ -104,6 +106,7 @@ def plan_of(prompts: int, policy: str) -> tuple[Phase, ...]:
 def alone(args: argparse.Namespace) -> None:
     """Drive ``--prompts`` prompts over simulated samplers, then resume from the journal in a fresh process."""
     settings = {"prompts": args.prompts, "samplers": args.samplers, "levels": args.levels, "policy": args.policy}
+    settings["load_before"] = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         run_dir, watch = Path(scratch) / "run", Watch()
         state = LoopState.of(plan_of(args.prompts, args.policy))
@@ -123,13 +126,13 @@ def alone(args: argparse.Namespace) -> None:
     keep(
         [
             row("driver_events_per_wall_s", events / wall, "events/s", ">= 3000", **n, **settings),
-            row("driver_events_per_cpu_s", events / cpu, "events/s", **n, **settings),
+            row("driver_events_per_cpu_s", events / cpu, "events/s", ">= 3000", **n, **settings),
             row("driver_memory_peak", max(watch.memory_mib), "MiB", "<= 600", n=len(watch.memory_mib), **settings),
             row("driver_memory_growth_after_10_percent", late[-1] - late[0], "MiB", n=len(late), **settings),
             row("journal_bytes_per_event", nbytes / resumed["events"], "bytes", n=resumed["events"], **settings),
             row("journal_size", nbytes / _MIB, "MiB", n=resumed["events"], **settings),
             row("resume_wall", resumed["wall_s"], "s", "<= 20", n=resumed["events"], **settings),
-            row("resume_cpu", resumed["cpu_s"], "s", n=resumed["events"], **settings),
+            row("resume_cpu", resumed["cpu_s"], "s", "<= 20", n=resumed["events"], **settings),
             row("resume_memory_peak", resumed["memory_mib"], "MiB", "<= 600", n=resumed["events"], **settings),
         ]
     )
