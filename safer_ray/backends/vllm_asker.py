@@ -83,10 +83,11 @@ class VllmAsker:
     def _prompt_ids(self, tokenizer: Any, question: Question) -> list[int]:
         if question.raw:
             # The frame brings its own begin-of-text token where it has one.
-            return list(tokenizer.encode(question.raw, add_special_tokens=not question.raw.startswith("<s>")))
+            raw = _encodable(question.raw)
+            return list(tokenizer.encode(raw, add_special_tokens=not raw.startswith("<s>")))
         turns = [{"role": turn.role, "content": turn.content} for turn in question.messages]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer.encode(text, add_special_tokens=False))
+        return list(tokenizer.encode(_encodable(text), add_special_tokens=False))
 
     def _params(self, question: Question) -> SamplingParams:
         from vllm import SamplingParams
@@ -157,3 +158,8 @@ class VllmAsker:
         torch.set_num_threads = set_num_threads
         logger.info("judge engine ready model=%s in_s=%.1f", spec.model, time.perf_counter() - begin)
         return self._engine
+
+
+def _encodable(text: str) -> str:
+    """Replace half surrogate pairs: tokenizers refuse them."""
+    return text.encode("utf-8", "replace").decode()

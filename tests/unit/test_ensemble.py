@@ -26,8 +26,9 @@ from safer_ray.core.pairing import PairingRules
 from safer_ray.core.verdicts import Ruling, abstained, agreed_order, failed, scored, win_share
 from safer_ray.errors import JudgeError
 from safer_ray.judge_specs import judge_for, judge_warnings, selection_spec
-from safer_ray.records import Prompt
+from safer_ray.records import Outcome, Prompt, Rollout
 from safer_ray.rundir import RunDir
+from safer_ray.tables import from_table, to_table
 
 RULES = EnsembleRules()
 RULINGS = st.one_of(
@@ -278,3 +279,14 @@ def test_a_model_without_an_address_runs_on_vllm_in_the_actor() -> None:
     assert isinstance(spec, LlmJudgeSpec)
     assert isinstance(spec.asker, VllmAskerSpec)
     assert spec.asker.max_model_len == 4096
+
+
+def test_what_judging_cost_rides_in_the_counts_of_an_item() -> None:
+    grader = GraderSpec(judge=RuleJudgeSpec(), reporter=llm(), pairing=PairingRules()).build()
+    counts, tables = grader.outcome(task(HELP).prompt, to_table([task(HELP).rollout], Rollout), "base")
+    assert counts["outcomes"] == 1
+    (row,) = judge_costs(counts)
+    assert (row["judge"], row["calls"]) == ("scripted@rubric.1", 1)
+    (outcome,) = from_table(tables[0], Outcome)
+    assert outcome.judge == "scripted@rubric.1"
+    assert outcome.complied
