@@ -105,8 +105,13 @@ def _explained(found: Explanation) -> list[str]:
         lines.append(
             f"decoded {' over '.join(each.kinds)} at {each.start}-{each.stop}: {each.seen!r} -> {each.plain!r}"
         )
-    if said.normalised.decodings:
+    if said.normalised.decodings or said.substances:
         lines.append(f"plain text: {said.normalised.text!r}")
+    for found_one in said.substances:
+        standing = found_one.schedule or "of no schedule"
+        lines.append(
+            f"substance {found_one.text!r} at {found_one.start}-{found_one.stop}, a {found_one.notation}: {standing}"
+        )
     if said.normalised.exhausted:
         lines.append("there is more to decode than is looked through")
     lines += [f"{span.rule_id} {span.start}-{span.stop} {span.text!r}: {span.why}" for span in found.spans]

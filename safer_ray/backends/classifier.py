@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from safer_ray.backends.encoders import Encoder, EncoderName, find_encoder
 from safer_ray.backends.pack_extras import read_cues, read_examples
-from safer_ray.backends.rule_packs import pack_path, read_pack
+from safer_ray.backends.resolver import FILE_NAME, Resolver, Substance, read_substances
+from safer_ray.backends.rule_packs import lineage, pack_path, read_pack
 from safer_ray.core.cues import CueBook, CueCounter
 from safer_ray.core.exemplar_head import Array, Head, Labels, cosine_kernel, fit_head, radial_kernel, unit_rows
 from safer_ray.core.normalise import Normalised, normalise
@@ -58,6 +59,8 @@ class Classification:
 
     ``scores`` in [0, 1], per rule, the likeliest first; ``unsafe``: that any rule is violated. ``rule_id`` is the
     rule that passes its threshold by most, R00 if none does. ``nearest`` are the exemplars most like the prompt.
+    ``substances`` are the listed ones it names, their spans in the prompt as given or, where they were hidden, in its
+    plain text; ``substances_hash`` is that of the list, "" where the pack has none.
     """
 
     rule_id: str
@@ -66,8 +69,10 @@ class Classification:
     hits: tuple[RuleHit, ...]
     nearest: tuple[Exemplar, ...]
     normalised: Normalised
+    substances: tuple[Substance, ...]
     encoder: str
     rule_pack_hash: str
+    substances_hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,8 @@ class ClassifierSpec:
         encoder, cues = find_encoder(self.encoder), read_cues(folder, pack)
         exemplars = pack_exemplars(pack, read_examples(folder))
         fitted = _Fitted.kept(self._cache(), pack, encoder, cues, exemplars)
-        return Classifier(pack, encoder, fitted, exemplars)
+        lists = [path for file in lineage(self.pack) if (path := file.parent / FILE_NAME).is_file()]
+        return Classifier(pack, encoder, fitted, exemplars, Resolver(read_substances(lists)))
 
     def _cache(self) -> Path:
         import platformdirs
@@ -117,8 +123,16 @@ def pack_exemplars(pack: RulePack, examples: Sequence[Mapping[str, str]]) -> tup
 class Classifier:
     """Scores prompts by the rules of one pack."""
 
-    def __init__(self, pack: RulePack, encoder: Encoder, fitted: _Fitted, exemplars: Sequence[Exemplar]) -> None:
+    def __init__(
+        self,
+        pack: RulePack,
+        encoder: Encoder,
+        fitted: _Fitted,
+        exemplars: Sequence[Exemplar],
+        resolver: Resolver,
+    ) -> None:
         self._pack = pack
+        self._resolver = resolver
         self._encoder = encoder
         self._fitted = fitted
         self._exemplars = tuple(exemplars)
@@ -136,7 +150,8 @@ class Classifier:
 
     def classify(self, texts: Sequence[str]) -> list[Classification]:
         """Return one classification per prompt; a prompt with a cipher in it is read whole and without its wrapping."""
-        plain = [normalise(text, self._vocabulary) for text in texts]
+        prepared = [self._plain(text) for text in texts]
+        plain = [each for each, _ in prepared]
         readings = [(at, read) for at, each in enumerate(plain) for read in dict.fromkeys((each.text, each.asked))]
         if not readings:
             return []
@@ -145,8 +160,19 @@ class Classifier:
         for at, each in enumerate(plain):
             rows = [row for row, (owner, _) in enumerate(readings) if owner == at]
             best = max(rows, key=lambda row: float(unsafe_M[row]))
-            found.append(self._one(each, float(unsafe_M[best]), score_MR[best], nearest_M[best]))
+            one = self._one(each, float(unsafe_M[best]), score_MR[best], nearest_M[best])
+            found.append(replace(one, substances=prepared[at][1]))
         return found
+
+    def _plain(self, text: str) -> tuple[Normalised, tuple[Substance, ...]]:
+        """Return the prompt in plain letters and shared words, and the listed substances it names."""
+        shared, named = self._resolver.plain(text)
+        plain = normalise(shared, self._vocabulary)
+        if not plain.decodings:
+            return plain, tuple(named)
+        written, hidden = self._resolver.plain(plain.text)
+        asked, _ = self._resolver.plain(plain.asked)
+        return replace(plain, text=written, asked=asked), (*named, *hidden)
 
     def _one(self, plain: Normalised, unsafe: float, score_R: Array, nearest: NDArray[np.int64]) -> Classification:
         hits = tuple(check_text(self._pack, plain.text, "response"))
@@ -162,8 +188,10 @@ class Classifier:
             hits=hits,
             nearest=tuple(self._exemplars[at] for at in nearest),
             normalised=plain,
+            substances=(),
             encoder=self._encoder.name,
             rule_pack_hash=self._pack.content_hash,
+            substances_hash=self._resolver.list_hash,
         )
 
 

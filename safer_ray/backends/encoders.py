@@ -93,7 +93,8 @@ class MiniLmEncoder:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             self._model: Any = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
             weights = folder / "model.safetensors"
-            head = weights.open("rb").read(1 << 20)
+            with weights.open("rb") as stream:
+                head = stream.read(1 << 20)
             self.fingerprint = hashlib.sha256(head + str(weights.stat().st_size).encode()).hexdigest()[:16]
 
     def layers(self, texts: Sequence[str]) -> NDArray[np.float32]:
