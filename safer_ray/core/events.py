@@ -181,6 +181,10 @@ def to_json(event: Event) -> dict[str, Any]:
     return {"event": kind, **{name: getattr(event, name) for name in _FIELDS[kind][0]}}
 
 
+_FOLDED: dict[str, type] = {"phase": str, "item": int, "counts": dict, "version": int}
+"""What the state is folded from, by JSON type."""
+
+
 def from_json(row: dict[str, Any]) -> Event:
     """Undo ``to_json``.
 
@@ -195,4 +199,9 @@ def from_json(row: dict[str, Any]) -> Event:
     if not needed <= given.keys():
         lacking = needed - given.keys()
         raise ValueError(f"event {kind.__name__} lacks {', '.join(sorted(lacking))}")
+    for name, wanted in _FOLDED.items():
+        if type(given.get(name, wanted())) is not wanted:
+            raise ValueError(f"event {kind.__name__} has {name} {given[name]!r:.40}, which is no {wanted.__name__}")
+    if not all(type(count) is int for count in given.get("counts", {}).values()):
+        raise ValueError(f"event {kind.__name__} has counts that are no whole numbers")
     return kind(**given)

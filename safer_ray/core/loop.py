@@ -150,9 +150,16 @@ def apply(state: LoopState, event: Event) -> bool:
     must not be journalled.
     """
     progress = state.by_name.get(event.phase)
-    accepted = progress is not None and not progress.ended and _take(state, progress, event)
+    accepted = (
+        progress is not None and _in_plan(progress, event) and not progress.ended and _take(state, progress, event)
+    )
     state.ignored += not accepted
     return accepted
+
+
+def _in_plan(progress: Progress, event: Event) -> bool:
+    """Whether the event is about an item that the phase has, or about none."""
+    return 0 <= getattr(event, "item", 0) < max(1, progress.phase.items)
 
 
 def _take(state: LoopState, progress: Progress, event: Event) -> bool:
