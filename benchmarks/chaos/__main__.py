@@ -192,13 +192,14 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--slots", type=int, default=2, help="clusters that runs are broken on side by side")
     parser.add_argument("--real", type=int, default=4, help="broken runs on vLLM and DeepSpeed")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no run is begun")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures are written")
     given = parser.parse_args()
     begun = time.monotonic()
     middle = given.first_seed + max(0, given.runs - given.local)
     seeds = range(given.first_seed, middle)
-    total = break_local(range(middle, given.first_seed + given.runs))
-    total.add(_side_by_side(seeds, given.slots) if given.slots > 1 else break_fakes(seeds))
+    total = break_local(range(middle, given.first_seed + given.runs), given.budget / 2)
+    total.add(_side_by_side(seeds, given.slots) if given.slots > 1 else break_fakes(seeds, given.budget / 2))
     if given.real:
         from benchmarks.chaos.real import break_real
 
