@@ -102,7 +102,7 @@ class Fakes:
 
 def judged(result: Broken, prep: Preparation, whole: Ledger, root: Path, who: str) -> Tally:
     """Compare a broken run's directory with the unbroken one's and say how it went."""
-    tally = Tally(runs=1, faults=len(result.done), by_fault=Counter(result.done))
+    tally = Tally(runs=1, faults=len(result.done), by_fault=dict(Counter(result.done)))
     tally.resumptions, tally.tracebacks = result.drivers - 1, result.tracebacks
     different: list[str] = []
     if result.hung:
@@ -226,7 +226,7 @@ def _side_by_side(seeds: range, slots: int) -> Tally:
             process.wait()
         for _, path in shares:
             row = json.loads(path.read_text(encoding="utf-8"))
-            total.add(Tally(**{**row, "by_fault": Counter(row["by_fault"])}))
+            total.add(Tally(**row))
     return total
 
 

@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,7 +124,7 @@ def break_real(count: int) -> Tally:
 def _broken(job: Path, prep: Preparation, whole: Ledger, fault: Break) -> Tally:
     memory, root, begun = shared_memory(), job.with_name(fault.name.replace(" ", "-")), time.monotonic()
     drivers, happened, said = _carry_out(job, root, fault)
-    tally = Tally(runs=1, faults=int(happened), by_fault=Counter({f"real: {fault.name}": int(happened)}))
+    tally = Tally(runs=1, faults=int(happened), by_fault={f"real: {fault.name}": int(happened)})
     different: list[str] = []
     if drivers > _MOST_DRIVERS:
         tally.hung = 1

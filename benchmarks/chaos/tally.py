@@ -25,7 +25,7 @@ class Tally:
     tracebacks: int = 0
     resumptions: int = 0
     wall_s: float = 0.0
-    by_fault: Counter[str] = field(default_factory=Counter)
+    by_fault: dict[str, int] = field(default_factory=dict)  # a Counter does not survive asdict
     notes: list[str] = field(default_factory=list)
     """One line per run that was not as it should be."""
 
@@ -34,7 +34,7 @@ class Tally:
         for name in ("runs", "faults", "lost", "duplicates", "trained_twice", "differing_ledgers", "hung",
                      "leaked_processes", "leaked_shared_memory", "tracebacks", "resumptions"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.by_fault.update(other.by_fault)
+        self.by_fault = dict(Counter(self.by_fault) + Counter(other.by_fault))
         self.notes += other.notes
 
     @property

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.chaos.faults import FEWEST, KINDS, MOST, plan_faults
 
+REPOSITORY = Path(__file__).parents[2]
 MUST_BE_0 = (
     *("lost", "duplicates", "trained_twice", "differing_ledgers", "hung", "leaked_processes"),
     *("leaked_shared_memory", "tracebacks"),
