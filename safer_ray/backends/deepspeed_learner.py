@@ -293,7 +293,7 @@ class DeepSpeedLearner:
 
         folder = self._spec.reference_cache
         cache = ReferenceCache(folder, reference_checksum(self._policy.model)) if folder else None
-        known = cache.find(stage.packs) if cache else {}
+        known = cache.find(stage.packs) if cache is not None else {}
         lengths = {index: stage.packs[index].tokens for index in missing_anywhere(known, len(stage.packs))}
         if not lengths:
             return known
@@ -308,7 +308,7 @@ class DeepSpeedLearner:
         shares: list[dict[int, torch.Tensor]] = [mine] * self._ranks
         if self._ranks > 1:
             dist.all_gather_object(shares, mine)
-        if cache:
+        if cache is not None:
             cache.keep(stage.packs, mine)
         return known | {index: logps_L for share in shares for index, logps_L in share.items()}
 
