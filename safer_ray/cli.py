@@ -15,6 +15,7 @@ from rich.console import Console
 from safer_ray import __version__
 from safer_ray.cli_audit import audit
 from safer_ray.cli_rules import app as rules
+from safer_ray.cli_runs import runs
 from safer_ray.cli_scale import scaling
 from safer_ray.config import RunConfig, StageName
 from safer_ray.config_file import find_job, load_config
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(audit, name="audit")
 app.add_typer(scaling)
 app.add_typer(rules, name="rules")
+app.add_typer(runs)
 out = Console()
 err = Console(stderr=True)
 

@@ -238,6 +238,16 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW, per step and times the rate")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this norm")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="of the rate after the warm-up")
+    stop_loss: float | None = Field(
+        1000.0,
+        gt=0,
+        description="a mean loss above this stops the run; null: only one that is no number",
+    )
+    stop_grad_norm: float | None = Field(
+        None,
+        gt=0,
+        description="a gradient norm above this stops the run; costs a copy of the weights per step",
+    )
 
 
 class SftConfig(Section):

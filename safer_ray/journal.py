@@ -1,29 +1,34 @@
 """The journal of a run: append-only, one checksummed JSON line per durable event.
 
-The first line names the run: the config's hash, data fingerprint, versions. A line is ``crc32 json``.
-Reading stops at the first line that is torn or wrong; what was lost behind it is asked for again, because
-the state is only ever the fold of what was read. One run directory has one writer: the lock file is held by
-a flock, which dies with its process, and names the holder for whoever is refused.
+The first line names the run: its config, data fingerprint, versions. A line is ``crc32 json``. Reading stops at the
+first line that is torn or wrong; what was lost behind it is asked for again, because the state is only ever the fold
+of what was read. A line that begins with ``accept`` says what a resumption was allowed to change. One run directory
+has one writer: the lock file is held by a flock, which dies with its process, and names the holder for whoever is
+refused.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from safer_ray.core.events import Event, Judged, from_json, to_json
 from safer_ray.errors import JournalError
 
 JOURNAL = "journal.jsonl"
 _LOCK = "writer.lock"
+_LOCK_TRIES, _LOCK_PAUSE_S = 5, 0.02
+"""Whoever only asks who the writer is holds the lock for microseconds; a writer must not take that for another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,58 +39,137 @@ class Entry:
     event: Event
 
 
-def _line(row: dict[str, Any]) -> str:
-    body = json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return f"{zlib.crc32(body.encode()):08x} {body}\n"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """What one resumption was allowed to change: rows of name, old and new; and the phases it began anew.
+
+    ``offset`` is where the line begins: what the begun-anew phases wrote before it no longer counts.
+    """
+
+    at: float
+    offset: int
+    changes: tuple[dict[str, Any], ...]
+    restarted: tuple[str, ...]
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    crc, _, body = line.rstrip("\n").partition(" ")
-    if not line.endswith("\n") or crc != f"{zlib.crc32(body.encode()):08x}":
-        return None
-    row = json.loads(body)
-    return row if isinstance(row, dict) else None
+def _line(row: Mapping[str, Any]) -> bytes:
+    body = json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _body(line: bytes) -> bytes | None:
+    """Return the JSON of a line that is whole, else None."""
+    body = line[9:-1]
+    whole = line.endswith(b"\n") and line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(body)
+    return body if whole else None
+
+
+def _row(body: bytes, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise _other_version(path, exc) from exc
+    if not isinstance(row, dict):
+        raise _other_version(path, "a line is no object")
+    return row
+
+
+def _other_version(path: Path, why: object) -> JournalError:
+    return JournalError(f"journal {path}: written by another version ({why}); resume with that version")
+
+
+class History:
+    """What a journal holds, read lazily and any number of times: a million events never lie in memory at once.
+
+    ``head`` is as the last resumption left it; ``size`` counts the bytes of the part that is whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.head: dict[str, Any] = {}
+        self.accepted: list[Accepted] = []
+        self.size = 0
+        self.events = 0
+        with _opened(path) as source:
+            self._scan(source)
+        if not isinstance(self.head, dict) or not self.size:
+            raise JournalError(f"journal {path}: the first line is damaged; start the run anew in an empty directory")
+
+    def _scan(self, source: BinaryIO) -> None:
+        for line in source:
+            body = _body(line)
+            if body is None:
+                return
+            if self.size == 0:
+                self.head = _row(body, self.path).get("head", ...)
+                if not isinstance(self.head, dict):
+                    return
+            elif body.startswith(b'{"accept"'):
+                self._note_accepted(_row(body, self.path))
+            else:
+                self.events += 1
+            self.size += len(line)
+
+    def _note_accepted(self, row: dict[str, Any]) -> None:
+        try:
+            changes = tuple(dict(change) for change in row["accept"])
+            found = Accepted(
+                at=float(row["at"]), offset=self.size, changes=changes, restarted=tuple(map(str, row["restarted"]))
+            )
+            self.head = {**self.head, **row["head"]}
+        except (KeyError, TypeError, ValueError) as exc:
+            raise _other_version(self.path, exc) from exc
+        self.accepted.append(found)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield the events that count, in the order they were written.
+
+        Raises:
+            JournalError: if a whole line is no event of this version.
+        """
+        anew = {phase: accepted.offset for accepted in self.accepted for phase in accepted.restarted}
+        with _opened(self.path) as source:
+            offset = len(source.readline())
+            while offset < self.size:
+                line = source.readline()
+                body = line[9:-1]
+                if not body.startswith(b'{"accept"'):
+                    entry = self._entry(body)
+                    if offset >= anew.get(entry.event.phase, 0):
+                        yield entry
+                offset += len(line)
+
+    def _entry(self, body: bytes) -> Entry:
+        row = _row(body, self.path)
+        try:
+            return Entry(at=float(row["at"]), event=from_json(row))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise _other_version(self.path, exc) from exc
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as exc:
+        raise JournalError(f"journal {path}: no such file; is this a run directory?") from exc
+    except OSError as exc:
+        raise JournalError(f"journal {path}: cannot be read ({exc.strerror}); fix its permissions") from exc
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[Entry], int]:
     """Return the head, the entries, and the size in bytes of the part that is whole.
 
     Raises:
-        JournalError: if there is no journal, or its first line is damaged.
+        JournalError: if there is no journal, its first line is damaged, or another version wrote it.
     """
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as exc:
-        raise JournalError(f"journal {path}: no such file; is this a run directory?") from exc
-    rows, whole = [], 0
-    for chunk in _lines(raw):
-        row = _parse(chunk.decode("utf-8", errors="replace"))
-        if row is None:
-            break
-        rows.append(row)
-        whole += len(chunk)
-    if not rows or rows[0].get("head") is None:
-        raise JournalError(f"journal {path}: the first line is damaged; start the run anew in an empty directory")
-    try:
-        entries = [Entry(at=float(row["at"]), event=from_json(row)) for row in rows[1:]]
-    except (KeyError, TypeError, ValueError) as exc:
-        raise JournalError(f"journal {path}: written by another version ({exc}); resume with that version") from exc
-    return rows[0]["head"], entries, whole
-
-
-def _lines(raw: bytes) -> Iterator[bytes]:
-    start = 0
-    while start < len(raw):
-        stop = raw.find(b"\n", start)
-        stop = len(raw) if stop < 0 else stop + 1
-        yield raw[start:stop]
-        start = stop
+    history = History(path)
+    return history.head, list(history), history.size
 
 
 class Journal:
     """The writer. Use ``create`` or ``resume``; close it to let another writer in."""
 
-    def __init__(self, run_dir: Path, lock: TextIO, sink: TextIO) -> None:
+    def __init__(self, run_dir: Path, lock: TextIO, sink: RawIOBase) -> None:
         self._run_dir = run_dir
         self._lock = lock
         self._sink = sink
@@ -105,24 +189,24 @@ class Journal:
             raise JournalError(
                 f"run directory {run_dir}: already holds a run; choose another, or pass --resume or --overwrite"
             )
-        journal = cls(run_dir, lock, path.open("a", encoding="utf-8"))
+        journal = cls(run_dir, lock, path.open("ab", buffering=0))
         journal._write({"head": head, "at": time.time()}, durable=True)
         return journal
 
     @classmethod
-    def resume(cls, run_dir: Path) -> tuple[Journal, dict[str, Any], list[Entry], int]:
-        """Go on with a run: return the writer, the head, the entries, and how many torn bytes were cut off."""
+    def resume(cls, run_dir: Path) -> tuple[Journal, dict[str, Any], History, int]:
+        """Go on with a run: return the writer, the head, the events, and how many torn bytes were cut off."""
         lock = _take_lock(run_dir)
         path = run_dir / JOURNAL
         try:
-            head, entries, whole = read_journal(path)
+            history = History(path)
         except JournalError:
             lock.close()
             raise
-        torn = path.stat().st_size - whole
+        torn = path.stat().st_size - history.size
         if torn:
-            os.truncate(path, whole)
-        return cls(run_dir, lock, path.open("a", encoding="utf-8")), head, entries, torn
+            os.truncate(path, history.size)
+        return cls(run_dir, lock, path.open("ab", buffering=0)), history.head, history, torn
 
     @staticmethod
     def writable(run_dir: Path) -> None:
@@ -139,10 +223,16 @@ class Journal:
         self._write({"at": entry.at, **to_json(event)}, durable=not isinstance(event, Judged))
         return entry
 
-    def _write(self, row: dict[str, Any], *, durable: bool) -> None:
+    def accept(self, changes: Sequence[dict[str, Any]], head: Mapping[str, Any], restarted: Sequence[str]) -> None:
+        """Note what this resumption was allowed to change, the head from now on, and the phases it begins anew."""
+        row = {"accept": list(changes), "head": dict(head), "restarted": list(restarted), "at": time.time()}
+        self._write(row, durable=True)
+
+    def _write(self, row: Mapping[str, Any], *, durable: bool) -> None:
         try:
-            self._sink.write(_line(row))
-            self._sink.flush()
+            line = _line(row)
+            if self._sink.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if durable:
                 os.fsync(self._sink.fileno())
         except OSError as exc:
@@ -156,18 +246,36 @@ class Journal:
         self._lock.close()
 
 
+def writer_of(run_dir: Path) -> str | None:
+    """Return ``host H pid P`` of the process that writes to a run directory now, None if there is none."""
+    try:
+        with (run_dir / _LOCK).open(encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "another process"
+    except OSError:
+        return None
+    return None
+
+
 def _take_lock(run_dir: Path) -> TextIO:
     try:
         lock = (run_dir / _LOCK).open("a+", encoding="utf-8")
     except FileNotFoundError as exc:
         raise JournalError(f"run directory {run_dir}: does not exist; there is nothing to resume") from exc
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise JournalError(f"run directory {run_dir}: {holder} is writing here; wait for it or stop it") from exc
+    for left in reversed(range(_LOCK_TRIES)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as exc:
+            if left:
+                time.sleep(_LOCK_PAUSE_S)
+                continue
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise JournalError(f"run directory {run_dir}: {holder} is writing here; wait for it or stop it") from exc
     lock.seek(0)
     lock.truncate()
     lock.write(f"host {socket.gethostname()} pid {os.getpid()}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safer_ray.backends.rule_packs import read_pack
-from safer_ray.config import PromptSource, RunConfig
+from safer_ray.config import LoopConfig, PromptSource, RunConfig
 from safer_ray.core.decontamination import decontaminate
 from safer_ray.core.items import balanced, spread
 from safer_ray.core.plan import Phase, PlanSizes, make_plan
@@ -21,15 +22,18 @@ from safer_ray.judge_specs import judge_warnings
 from safer_ray.prompts import PromptSet, load_prompts
 from safer_ray.records import NO_RULE, Prompt
 from safer_ray.summary import versions
+from safer_ray.tables import file_digest
 
 logger = logging.getLogger(__name__)
 SCALE: Any = {
-    "loop": True,
+    "loop": set(LoopConfig.model_fields) - {"policy", "max_lag"},
     "cluster": True,
     "sampler": {"replicas", "elastic", "resources", "threads"},
     "judge": {"replicas", "elastic", "resources"},
+    "learner": {"resources", "threads"},
 }
 """Parts of the config that change how fast a run goes, not what it computes: a resumed run may change them."""
+_END_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +68,7 @@ def prepare(config: RunConfig) -> Preparation:
     prompts = replace(prompts, prompts=clean.prompts)
     for warning in judge_warnings(config):
         logger.warning("%s", warning)
-    shares = _share_out(config, prompts.prompts)
-    sizes = PlanSizes(
-        teach=len(shares.teach),
-        explore=len(shares.rounds[0]) if shares.rounds else 0,
-        evaluate=len(shares.test),
-        rounds=config.erpo.rounds,
-    )
-    phases = make_plan(
-        config.stages, sizes, evaluate_each=config.evaluate.checkpoints == "all", max_lag=config.loop.max_lag
-    )
-    by_phase = {phase.name: shares.of(phase) for phase in phases}
+    phases, by_phase = plan_of(config, prompts.prompts)
     for phase in phases:
         if phase.gathers and not by_phase[phase.name]:
             raise ConfigError(
@@ -86,7 +80,7 @@ def prepare(config: RunConfig) -> Preparation:
         phases=phases,
         by_phase=by_phase,
         evaluation_texts=texts,
-        head=_head(config, prompts, pack) | {"decontaminated": clean.dropped},
+        head=_head(config, prompts, pack) | {"decontaminated": clean.dropped, "phases": phase_facts(phases, by_phase)},
     )
 
 
@@ -117,6 +111,33 @@ def _evaluation_texts(config: RunConfig) -> tuple[str, ...]:
         for path in config.prompts.decontaminate
         for prompt in load_prompts([PromptSource(path=path)], max_bad_share=config.prompts.max_bad_share).prompts
     )
+
+
+def plan_of(config: RunConfig, prompts: Sequence[Prompt]) -> tuple[tuple[Phase, ...], dict[str, Sequence[Prompt]]]:
+    """Return the phases of a run, and the prompts of each in item order; both follow from config and prompts alone."""
+    shares = _share_out(config, prompts)
+    sizes = PlanSizes(
+        teach=len(shares.teach),
+        explore=len(shares.rounds[0]) if shares.rounds else 0,
+        evaluate=len(shares.test),
+        rounds=config.erpo.rounds,
+    )
+    phases = make_plan(
+        config.stages, sizes, evaluate_each=config.evaluate.checkpoints == "all", max_lag=config.loop.max_lag
+    )
+    return phases, {phase.name: shares.of(phase) for phase in phases}
+
+
+def phase_facts(phases: Sequence[Phase], by_phase: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, Any]]:
+    """Return, by phase, what must not change once it has begun: its place in the plan, and its prompts in order."""
+    return {
+        phase.name: {**asdict(phase), "prompts": _digest(prompt.prompt_id for prompt in by_phase[phase.name])}
+        for phase in phases
+    }
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +184,7 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
 
 
 def _head(config: RunConfig, prompts: PromptSet, pack: RulePack) -> dict[str, Any]:
-    dump = config.model_dump_json(exclude=SCALE)
-    data = hashlib.sha256("\n".join(sorted(f"{p.prompt_id}\t{p.text}" for p in prompts.prompts)).encode())
+    data = _digest(sorted(f"{p.prompt_id}\t{p.text}" for p in prompts.prompts))
     return {
         "name": config.name,
         "model": config.model.id,
@@ -175,10 +195,38 @@ def _head(config: RunConfig, prompts: PromptSet, pack: RulePack) -> dict[str, An
             "hash": pack.content_hash,
             "categories": {rule_id: rule.title for rule_id, rule in pack.rules.items()},
         },
-        "config_hash": hashlib.sha256(dump.encode()).hexdigest(),
-        "data_hash": data.hexdigest(),
+        "config": identity(config),
+        "config_hash": hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest(),
+        "data_hash": data,
+        "prompts": len(prompts.prompts),
+        "model_files": _directory_fingerprint(Path(config.model.id)),
+        "traces_file": file_digest(Path(config.sft.traces)) if config.sft.traces else None,
         "bad_rows": len(prompts.bad_rows),
         "warnings": judge_warnings(config),
         "versions": versions(),
         "started_at": time.time(),
     }
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Return the part of a config that decides what a run computes, JSON values."""
+    return config.model_dump(mode="json", exclude=SCALE)
+
+
+def _directory_fingerprint(folder: Path) -> str | None:
+    """Hash names, sizes and both ends of the files of a model directory; None if the model is no local directory.
+
+    The ends of a safetensors file hold its header and its last tensor: trained weights differ there. Reading all of
+    a large model would take longer than everything else before the start.
+    """
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as source:
+            digest.update(source.read(_END_BYTES))
+            source.seek(max(0, size - _END_BYTES))
+            digest.update(source.read(_END_BYTES))
+    return digest.hexdigest()

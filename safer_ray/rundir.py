@@ -28,6 +28,11 @@ class RunDir:
         return self.root / "prompts.arrow"
 
     @property
+    def status(self) -> Path:
+        """What the running driver knows that no event tells: workers, queues. JSON, a few seconds old."""
+        return self.root / "status.json"
+
+    @property
     def summary(self) -> Path:
         """The run in figures, JSON."""
         return self.root / "summary.json"
@@ -79,10 +84,20 @@ class RunDir:
         """A Hugging Face checkpoint."""
         return self.root / "checkpoints" / name
 
+    @property
+    def failed(self) -> Path:
+        """Batches that training stopped at, one folder each, kept for replay."""
+        return self.root / "failed"
+
     def shards(self, phase: str) -> Path:
         """Folder of a gather phase's per-item shards."""
         return self.root / "shards" / phase
 
+    def listed_shards(self, phase: str) -> dict[int, str]:
+        """Return the digest of each item's shard that lies there, "" where the name has none."""
+        stems = sorted(path.stem.partition("-") for path in self.shards(phase).glob("*.arrow"))
+        return {int(item): digest for item, _, digest in stems}
+
     def shard(self, phase: str, item: int) -> Path:
-        """One item's shard."""
+        """Where one item's shard is meant to lie; its content digest is added to the name."""
         return self.shards(phase) / f"{item:08d}.arrow"

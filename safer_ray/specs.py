@@ -16,6 +16,7 @@ from safer_ray.backends.base import (
     TeacherSpec,
     TrainTask,
 )
+from safer_ray.backends.checkpoint import has_state
 from safer_ray.backends.deepspeed_learner import DeepSpeedLearnerSpec
 from safer_ray.backends.endpoint import EndpointSpec
 from safer_ray.backends.fake import FakeLearnerSpec, FakeSamplerSpec, FakeTeacherSpec
@@ -37,18 +38,17 @@ from safer_ray.core.pairing import PairingRules
 from safer_ray.core.plan import Phase
 from safer_ray.core.rule_text import student_system_prompt
 from safer_ray.core.scaling import ElasticRule
-from safer_ray.errors import LearnerError
 from safer_ray.judge_specs import judge_for, judge_threads, selection_spec
 from safer_ray.rundir import RunDir
 
 _VLLM_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
-def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) -> Fleet:
+def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, resume_from: Path | None) -> Fleet:
     """Return the workers of a run.
 
-    ``model`` is a local directory or a hub id every node can load; ``learned`` is what the learner starts
-    from, another one only in a resumed run.
+    ``model`` is a local directory or a hub id every node can load; ``resume_from`` is the checkpoint a resumed run's
+    learner goes on from.
     """
     trains = {"sft", "erpo"} & set(config.stages)
     teaches = "synth" in config.stages
@@ -75,7 +75,7 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) ->
             threads=max(judge_threads(config), config.teacher.concurrency if asks_teacher else 1),
             elastic=_rule(config.judge.elastic),
         ),
-        learner=learner_plan(config, run_dir, learned) if trains else None,
+        learner=learner_plan(config, run_dir, model, resume_from) if trains else None,
         patience=Patience(
             start_s=config.loop.start_deadline_s,
             call_s=config.loop.call_deadline_s,
@@ -85,18 +85,12 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, learned: str) ->
     )
 
 
-def learner_plan(config: RunConfig, run_dir: RunDir, learned: str) -> LearnerPlan:
-    """Return how the learner is started, and how it is started again once ``learned`` is no longer the newest."""
+def learner_plan(config: RunConfig, run_dir: RunDir, model: str, resume_from: Path | None) -> LearnerPlan:
+    """Return how the learner is started, and how it is started again once ``resume_from`` is no longer the newest."""
 
     def after(phase: Phase | None) -> LearnerSpec:
-        if phase is None:
-            return learner_spec(config, learned, run_dir)
-        if phase.kind == "erpo" and config.erpo.reference != "previous_round" and config.learner.kind != "fake":
-            raise LearnerError(
-                f"learner: lost after {phase.name}, and its reference policy ({config.erpo.reference}) with it; "
-                f"go on from checkpoints/{phase.checkpoint} with `safer-ray erpo` in a new run"
-            )
-        return learner_spec(config, str(run_dir.checkpoint(phase.checkpoint)), run_dir)
+        checkpoint = run_dir.checkpoint(phase.checkpoint) if phase else resume_from
+        return learner_spec(config, run_dir, model, checkpoint)
 
     return LearnerPlan(
         after=after,
@@ -207,12 +201,18 @@ def curation_of(config: RunConfig, evaluation_texts: Sequence[str] = ()) -> Cura
     )
 
 
-def learner_spec(config: RunConfig, model: str, run_dir: RunDir) -> LearnerSpec:
-    """Return how to build one learner rank."""
+def learner_spec(config: RunConfig, run_dir: RunDir, model: str, resume_from: Path | None) -> LearnerSpec:
+    """Return how to build one learner rank: from ``model``, or as it was when it saved ``resume_from``.
+
+    A checkpoint of an older version holds no more than a model, and then is the model.
+    """
     section = config.learner
+    going_on = str(resume_from) if resume_from is not None and has_state(resume_from) else ""
+    if resume_from is not None and not going_on:
+        model = str(resume_from)
     match section.kind:
         case "fake":
-            return FakeLearnerSpec(seed=config.seed)
+            return FakeLearnerSpec(seed=config.seed, resume_from=going_on)
         case "deepspeed":
             return DeepSpeedLearnerSpec(
                 model=model,
@@ -224,6 +224,7 @@ def learner_spec(config: RunConfig, model: str, run_dir: RunDir) -> LearnerSpec:
                 trust_remote_code=config.model.trust_remote_code,
                 seed=config.seed,
                 reference_cache=str(run_dir.reference_cache),
+                resume_from=going_on,
             )
         case _:
             assert_never(section.kind)
@@ -267,6 +268,7 @@ def train_task(config: RunConfig, phase: Phase, run_dir: RunDir) -> TrainTask:
                 step_weights=tuple(config.sft.step_weights.items()), decision_weight=config.sft.decision_weight
             ),
             seed=config.seed,
+            failed_dir=str(run_dir.failed),
         )
     section = config.erpo
     return TrainTask(
@@ -283,6 +285,7 @@ def train_task(config: RunConfig, phase: Phase, run_dir: RunDir) -> TrainTask:
         ),
         reference=section.reference,
         seed=config.seed,
+        failed_dir=str(run_dir.failed),
     )
 
 

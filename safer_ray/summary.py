@@ -8,19 +8,22 @@ import os
 import platform
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from safer_ray.backends.judge_usage import judge_costs
-from safer_ray.core.events import Dropped, Event, Judged, Published, Sealed, Stepped, Trained
+from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Reopened, Sealed, Stepped, Trained
+from safer_ray.core.ledger import Ledger
 from safer_ray.core.loop import LoopState
 from safer_ray.errors import JournalError
 from safer_ray.journal import Entry
 
 _PACKAGES = ("safer-ray", "ray", "torch", "transformers", "deepspeed", "datasets", "pyarrow")
+_NOT_SHOWN = ("config", "phases", "model_files", "traces_file")
+"""Parts of the head that only a resumption looks at."""
 
 
 def versions() -> dict[str, str]:
@@ -41,22 +44,26 @@ def machine() -> dict[str, Any]:
 
 
 def summarise(
-    head: Mapping[str, Any], state: LoopState, entries: Sequence[Entry], extra: Mapping[str, Any]
+    head: Mapping[str, Any], state: LoopState, entries: Iterable[Entry], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the summary of a run, whole or not.
 
     ``extra`` holds what no event carries: worker figures, peak memory. Lost and duplicate prompts are
-    counted from the journal, not from the driver's memory.
+    counted from the journal, not from the driver's memory; ``entries`` are gone through once and not kept.
     """
     extra = dict(extra)
-    stages = _stages(head, entries, extra.pop("ready_at", None))
-    events = [entry.event for entry in entries]
+    ledger, kept = Ledger([p.phase for p in state.phases]), list[Entry]()
+    for entry in entries:
+        ledger.note(entry.event, entry.at)
+        if not isinstance(entry.event, Judged | Lost | Reopened):
+            kept.append(entry)
+    stages = _stages(head, kept, extra.pop("ready_at", None))
+    events = [entry.event for entry in kept]
     steps = _steps(events)
-    lost, duplicates = _ledger(state, events)
-    facts = {e.phase: e.facts for e in events if isinstance(e, Sealed)}
+    facts = {e.phase: _figures(e.facts) for e in events if isinstance(e, Sealed)}
     evaluated = [p.phase.name for p in state.phases if p.phase.kind == "evaluate"]
     return {
-        **head,
+        **{name: value for name, value in head.items() if name not in _NOT_SHOWN},
         "wall_s": round(sum(stage["wall_s"] for stage in stages), 1),
         "finished": state.current is None,
         "stages": stages,
@@ -71,8 +78,8 @@ def summarise(
             if isinstance(e, Published)
         ],
         "dropped": [{"phase": e.phase, "item": e.item, "reason": e.reason} for e in events if isinstance(e, Dropped)],
-        "lost_prompts": lost,
-        "duplicate_prompts": duplicates,
+        "lost_prompts": sum(phase.lost_items for phase in ledger.phases.values()),
+        "duplicate_prompts": sum(phase.duplicates for phase in ledger.phases.values()),
         "machine": machine(),
         **extra,
     }
@@ -103,13 +110,8 @@ def _stages(head: Mapping[str, Any], entries: Sequence[Entry], ready_at: float |
     return stages
 
 
-def _ledger(state: LoopState, events: Sequence[Event]) -> tuple[int, int]:
-    """Count, over ended gather phases, items without an end and items with more than one."""
-    ends = Counter((e.phase, e.item) for e in events if isinstance(e, Dropped) or (isinstance(e, Judged) and e.final))
-    expected = sum(p.phase.items for p in state.phases if p.ended and p.phase.gathers)
-    ended = {p.phase.name for p in state.phases if p.ended}
-    settled = sum(1 for phase, _ in ends if phase in ended)
-    return expected - settled, sum(count - 1 for count in ends.values())
+def _figures(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name != "files"}
 
 
 def _rounds(state: LoopState, facts: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ Files are Arrow IPC, written aside and renamed, so a half-written file never car
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -160,19 +162,56 @@ def from_table(table: pa.Table, kind: type[Record]) -> list[Record]:
         raise DataError(f"table {want}: a row breaks what must hold of it: {exc}") from exc
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write one Arrow IPC file durably: aside, flushed to disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_table(table: pa.Table, path: Path) -> str:
+    """Write one Arrow IPC file durably - aside, flushed to disk, renamed - and return its content digest."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue()
+    write_whole(content, path)
+    return content_digest(content)
+
+
+def write_whole(content: Any, path: Path) -> None:
+    """Write bytes so that the file appears whole or not at all, also after a power failure.
+
+    Raises:
+        DataError: if the disk refuses.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as sink:
+            sink.write(content)
+            sink.flush()
+            os.fsync(sink.fileno())
         aside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name is durable, too
+        finally:
+            os.close(folder)
     except OSError as exc:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise DataError(f"shard {path}: cannot be written ({exc.strerror}); free space or fix permissions") from exc
+
+
+def content_digest(content: Any) -> str:
+    """Return the 128-bit digest of bytes that names content in the run directory."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def file_digest(path: Path) -> str | None:
+    """Return the content digest of a file, None if it cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with path.open("rb") as source:
+            while block := source.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def read_table(path: Path) -> pa.Table:
@@ -203,13 +242,36 @@ _BUNDLE = pa.schema(
 
 def write_bundle(tables: Sequence[pa.Table], path: Path) -> None:
     """Write several tables, each of its own kind, as one file that appears whole or not at all."""
+    write_whole(_bundled(tables), path)
+
+
+def write_shard(tables: Sequence[pa.Table], path: Path) -> str:
+    """Write a bundle named after its content, ``STEM-DIGEST.arrow``, and return the digest.
+
+    Two writers of the same item so never overwrite each other: the journal says whose file counts.
+    """
+    content = _bundled(tables)
+    digest = content_digest(content)
+    write_whole(content, shard_path(path, digest))
+    return digest
+
+
+def _bundled(tables: Sequence[pa.Table]) -> pa.Buffer:
     rows = []
     for table in tables:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         rows.append({"kind": table.schema.metadata[b"safer_ray"].decode(), "stream": sink.getvalue().to_pybytes()})
-    write_table(pa.Table.from_pylist(rows, schema=_BUNDLE), path)
+    whole = pa.BufferOutputStream()
+    with pa.ipc.new_file(whole, _BUNDLE) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=_BUNDLE))
+    return whole.getvalue()
+
+
+def shard_path(path: Path, digest: str) -> Path:
+    """Return where the bundle of ``digest`` meant for ``path`` lies; runs of older versions have no digest."""
+    return path.with_name(f"{path.stem}-{digest}{path.suffix}") if digest else path
 
 
 def read_bundle(path: Path) -> dict[str, pa.Table]:

@@ -193,7 +193,10 @@ class LossSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimSettings:
-    """One training stage. ``tokens_per_step`` counts packed tokens over all ranks, per optimiser step."""
+    """One training stage. ``tokens_per_step`` counts packed tokens over all ranks, per optimiser step.
+
+    A step whose mean loss or gradient norm (before clipping) is above ``stop_loss`` or ``stop_grad_norm`` is not taken.
+    """
 
     lr: float
     epochs: int = 1
@@ -203,11 +206,16 @@ class OptimSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    stop_loss: float | None = None
+    stop_grad_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainTask:
-    """One training stage over tables on a path every rank can read (``traces/1`` or ``pairs/1``)."""
+    """One training stage over tables on a path every rank can read (``traces/1`` or ``pairs/1``).
+
+    ``failed_dir`` is where a batch that training stops at is kept, "" for nowhere.
+    """
 
     stage: str
     kind: Literal["sft", "erpo"]
@@ -216,6 +224,33 @@ class TrainTask:
     loss: LossSettings = field(default_factory=LossSettings)
     reference: ReferencePolicy = "fixed"
     seed: int = 0
+    failed_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowReport:
+    """One pair or trace of an examined batch: its loss as it enters the step's sum, log-probs in nats over its tokens.
+
+    Pairs only: ``rejected_logp`` and the reference's log-probs (else None).
+    """
+
+    row_id: str
+    prompt_id: str
+    pack: int
+    loss: float
+    chosen_logp: float
+    rejected_logp: float | None = None
+    ref_chosen_logp: float | None = None
+    ref_rejected_logp: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchReport:
+    """A kept batch run again: mean loss, gradient norm before clipping, and its rows in pack order."""
+
+    loss: float
+    grad_norm: float
+    rows: tuple[RowReport, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +280,16 @@ class Learner(Protocol):
         """Run the next optimiser step; forward, backward and update over this rank's share.
 
         Raises:
-            LearnerError: if the loss is not finite; the weights are then as before the step.
+            LearnerError: if loss or gradients are not finite or above the task's bounds; the weights are then as
+                before the step, and the batch is kept in the task's ``failed_dir``.
+        """
+        ...
+
+    def examine(self, folder: str) -> BatchReport:
+        """Run a kept batch again, on the weights this learner has, and change nothing. One rank only.
+
+        Raises:
+            LearnerError: if the batch cannot be read.
         """
         ...
 
@@ -290,7 +334,7 @@ class LearnerSpec(Protocol):
 
 
 __all__ = [
-    "Judge", "JudgeSpec", "JudgeTask", "Learner", "LearnerSpec", "LossSettings", "OptimSettings", "ReferencePolicy",
-    "Sampler", "SamplerSpec", "SamplerStats", "SamplingSettings", "StepPair", "StepReport", "TeachResult", "TeachTask",
-    "Teacher", "TeacherSpec", "TrainTask", "sampler_facts",
+    "BatchReport", "Judge", "JudgeSpec", "JudgeTask", "Learner", "LearnerSpec", "LossSettings", "OptimSettings",
+    "ReferencePolicy", "RowReport", "Sampler", "SamplerSpec", "SamplerStats", "SamplingSettings", "StepPair",
+    "StepReport", "TeachResult", "TeachTask", "Teacher", "TeacherSpec", "TrainTask", "sampler_facts",
 ]  # fmt: skip

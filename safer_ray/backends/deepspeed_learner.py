@@ -6,26 +6,34 @@ share of the step's total weight over all ranks, so the result does not depend o
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import os
 import shutil
-import sys
 import time
-import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from safer_ray.backends.base import OptimSettings, StepReport, TrainTask
-from safer_ray.errors import LearnerError, ModelError, boundary
-from safer_ray.records import WeightsRef
+from safer_ray.backends.base import BatchReport, RowReport, StepReport, TrainTask
+from safer_ray.backends.checkpoint import Included, read_manifest, replace_checkpoint, write_checkpoint_manifest
+from safer_ray.backends.deepspeed_engine import deepspeed_config, initialize, reset_optimizer, scheduled_lr
+from safer_ray.backends.failed_batch import (
+    CHECKPOINT,
+    FailedBatch,
+    described,
+    keep_batch,
+    prompts_of,
+    read_batch,
+)
+from safer_ray.backends.rank_process import give_back_memory, join_group
+from safer_ray.errors import DataError, LearnerError, boundary
+from safer_ray.records import StepPair, TraceExample, WeightsRef
 
 if TYPE_CHECKING:
     import torch
 
+    from safer_ray.backends.batch_loss import StepFigures
     from safer_ray.backends.logprobs import LogprobModel
     from safer_ray.backends.stage import Stage
 
@@ -43,7 +51,8 @@ class DeepSpeedLearnerSpec:
     ``threads`` is per rank on CPUs, 0 leaves torch's default. ``lora_rank`` 0 trains all weights; otherwise adapters,
     merged in what is published and saved. ``weights_dir`` is where versions are published: shared memory, or for
     samplers on other machines a directory all of them mount. ``reference_cache`` is a directory that keeps reference
-    log-probs between stages and runs; None keeps none.
+    log-probs between stages and runs; None keeps none. ``resume_from`` is a checkpoint to go on from exactly as the
+    learner that saved it would have; the model is then still the one that learner began with.
     """
 
     model: str
@@ -56,6 +65,7 @@ class DeepSpeedLearnerSpec:
     seed: int = 0
     weights_dir: str = "/dev/shm"
     reference_cache: str | None = None
+    resume_from: str = ""
 
     def build(self, *, rank: int, world_size: int, master: str) -> DeepSpeedLearner:
         """Join the group at ``master`` (``host:port``) and load the model.
@@ -67,87 +77,15 @@ class DeepSpeedLearnerSpec:
         if not 0 <= rank < world_size:
             raise LearnerError(f"learner: rank {rank} is not in 0..{world_size - 1}; fix the group")
         with boundary(LearnerError, f"learner rank {rank} of {world_size} at {master}"):
-            device = _join_group(self, rank, world_size, master)
+            device = join_group(rank, world_size, master, threads=self.threads)
             return DeepSpeedLearner(self, rank, world_size, device)
-
-
-def _join_group(spec: DeepSpeedLearnerSpec, rank: int, world_size: int, master: str) -> torch.device:
-    """Set up the process for its accelerator and enter the process group."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        _keep_freed_memory()
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
-    host, _, port = master.rpartition(":")
-    # Each rank is a process with one visible device, so its local rank is always 0.
-    places = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": 0, "MASTER_ADDR": host, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()})
-    # DeepSpeed looks for ninja on PATH; it lies beside this interpreter, which need not be activated.
-    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    import deepspeed
-
-    # DeepSpeed 0.19 calls collectives by names that torch 2.13 warns about, once per parameter.
-    warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
-    if world_size == 1:
-        # The shared-memory operator speeds up collectives between CPU ranks; compiling it takes 20 s and a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
-    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: otherwise every activation is mapped, zeroed and unmapped by the kernel.
-
-    Measured on 1024 tokens of a 135M model: 520,000 page faults and 1.0 s of kernel time per step before, none after.
-    """
-    trim_threshold, mmap_threshold = -1, -3
-    with suppress(OSError, AttributeError):  # another libc has no mallopt, and no such habit
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def _give_back_memory() -> None:
-    """Return what glibc kept and nobody uses: with rows of many lengths the kept blocks only ever grow."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def deepspeed_config(spec: DeepSpeedLearnerSpec) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; clipping is set per stage, the schedule is ours."""
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 1.0,
-        "steps_per_print": 1_000_000_000,
-        "bf16": {"enabled": spec.dtype == "bf16"},
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": spec.zero_stage,
-            "overlap_comm": False,
-            # A parameter that stays whole would not follow a swap of its shard to the reference policy.
-            "stage3_param_persistence_threshold": 0,
-        },
-    }
-
-
-def scheduled_lr(optim: OptimSettings, step: int, steps: int) -> float:
-    """Return the learning rate of optimiser step ``step`` (from 0): linear warm-up, then the schedule, never 0."""
-    warmup = math.ceil(optim.warmup_ratio * steps)
-    if step < warmup:
-        return optim.lr * (step + 1) / warmup
-    left = (steps - step) / max(1, steps - warmup)
-    shape = {"linear": left, "cosine": 0.5 * (1.0 - math.cos(math.pi * left)), "constant": 1.0}
-    return optim.lr * shape[optim.schedule]
 
 
 class DeepSpeedLearner:
     """One rank; every rank gets the same calls in the same order, because most of them are collectives."""
 
     def __init__(self, spec: DeepSpeedLearnerSpec, rank: int, world_size: int, device: torch.device) -> None:
+        from safer_ray.backends.learner_state import restore_state
         from safer_ray.backends.policy_model import add_lora, load_policy
         from safer_ray.backends.reference import ReferenceWeights
 
@@ -163,12 +101,18 @@ class DeepSpeedLearner:
             add_lora(self._policy, rank=spec.lora_rank, seed=spec.seed)
         if spec.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._engine = _initialize(self._policy, config)
+        self._engine = initialize(self._policy, config)
         self._reference = ReferenceWeights(self._policy)
         self._stage: Stage | None = None
         self._step = 0
         self._failed = False
         self._published: list[WeightsRef] = []
+        self._included: list[Included] = []
+        self._losses: dict[int, float] = {}
+        if spec.resume_from:
+            manifest = read_manifest(Path(spec.resume_from)) or {}
+            self._included = [Included(**row) for row in manifest.get("includes", ())]
+            restore_state(Path(spec.resume_from), self._policy, self._reference, rank=rank, ranks=world_size)
 
     def begin(self, task: TrainTask) -> int:
         """Plan a stage with a fresh optimiser and compute its reference log-probs.
@@ -183,7 +127,7 @@ class DeepSpeedLearner:
             raise LearnerError(f"learner rank {self._rank}: a step failed before; build the learner again")
         started_s = time.perf_counter()
         self._stage, self._step = make_stage(task, ranks=self._ranks), 0
-        self._reset_optimizer(task.optim)
+        reset_optimizer(self._engine, task.optim)
         if task.kind == "erpo":
             self._reference.begin_stage(task.reference)
             with self._reference.applied(task.reference):
@@ -199,8 +143,8 @@ class DeepSpeedLearner:
         """Run the next optimiser step.
 
         Raises:
-            LearnerError: if no step is left, or loss or gradients are not finite on any rank; the weights are then as
-                before the step, and the learner trains no further.
+            LearnerError: if no step is left, or loss or gradients are not finite on any rank or above the stage's
+                bounds; the weights are then as before the step, the batch is kept, and the learner trains no further.
         """
         from safer_ray.backends.stage import report
 
@@ -212,14 +156,12 @@ class DeepSpeedLearner:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         figures = self._accumulate(stage)
-        if not math.isfinite(float(figures[0])):
-            self._fail(stage, f"the loss is {float(figures[0])}")
-        norm = self._update()
-        if not math.isfinite(norm):
-            self._fail(stage, f"the gradient norm is {norm}")
+        norm = self._checked_update(stage, float(figures[0]) / stage.weights[self._step], lr)
         self._step += 1
+        if self._step == stage.steps:
+            self._included.append(stage.included)
         if self._device.type == "cpu" and (self._step % TRIM_EVERY == 0 or self._step == stage.steps):
-            _give_back_memory()
+            give_back_memory()
         seconds = time.perf_counter() - started_s
         return report(stage, self._step - 1, figures, grad_norm=norm, lr=lr, seconds=seconds)
 
@@ -238,12 +180,19 @@ class DeepSpeedLearner:
         return ref
 
     def save(self, path: str) -> None:
-        """Write a Hugging Face checkpoint with the base model's tokenizer; rank 0 writes, aside and renamed.
+        """Write a Hugging Face checkpoint with the base model's tokenizer, and what a learner goes on from.
+
+        Rank 0 writes, aside and renamed.
 
         Raises:
             LearnerError: if it cannot be written.
         """
+        from safer_ray.backends.learner_state import collect_state
+
         state = {name: tensor.cpu().clone() for name, tensor in self._whole_state() if self._rank == 0}
+        going_on = collect_state(
+            self._policy, self._reference, zero_stage=self._spec.zero_stage, rank=self._rank, ranks=self._ranks
+        )
         if self._rank:
             return
         from transformers import AutoTokenizer
@@ -258,8 +207,9 @@ class DeepSpeedLearner:
             AutoTokenizer.from_pretrained(
                 str(resolve_model(self._spec.model)), trust_remote_code=self._spec.trust_remote_code
             ).save_pretrained(aside)
-            shutil.rmtree(target, ignore_errors=True)
-            aside.replace(target)
+            going_on.write(aside)
+            write_checkpoint_manifest(aside, self._included, ranks=self._ranks)
+            replace_checkpoint(aside, target)
 
     def close(self) -> None:
         """Free what was published and leave the process group. Safe to call twice."""
@@ -323,6 +273,7 @@ class DeepSpeedLearner:
         from safer_ray.backends.logprobs import to_device
         from safer_ray.backends.stage import pack_loss
 
+        self._losses.clear()
         turns = stage.plan[self._step].ranks[self._rank]
         idle = min(stage.plan[self._step].packs, key=lambda index: stage.packs[index].tokens)
         total = None
@@ -331,6 +282,8 @@ class DeepSpeedLearner:
             index = idle if turn is None else turn
             logps_L = self._engine(to_device(stage.packs[index], self._device))
             loss, figures = pack_loss(stage, index, logps_L)
+            if turn is not None:
+                self._losses[turn] = float(figures[0])
             share = 0.0 if turn is None else self._ranks / stage.weights[self._step]
             self._engine.backward(loss * share)
             if turn is None:
@@ -358,43 +311,87 @@ class DeepSpeedLearner:
             norm = float(self._engine.get_global_grad_norm())
         return norm if self._engine.was_step_applied() else float("nan")
 
-    def _fail(self, stage: Stage, what: str) -> None:
-        self._failed = True
-        self._stage = None
+    def _checked_update(self, stage: Stage, loss: float, lr: float) -> float:
+        """Apply the gradients unless loss or norm tell of a failure; return the norm."""
+        from safer_ray.backends.batch_loss import StepFigures
+
+        optim = stage.task.optim
+        if not math.isfinite(loss) or loss > (optim.stop_loss or math.inf):
+            above = "" if not math.isfinite(loss) else f", above stop_loss {optim.stop_loss:g}"
+            reason = f"the loss is {loss:g}{above}"
+            self._fail(stage, StepFigures(reason=reason, loss=loss, grad_norm=math.nan, lr=lr))
+        kept = self._reference.copies() if optim.stop_grad_norm else None
+        norm = self._update()
+        if not math.isfinite(norm) or norm > (optim.stop_grad_norm or math.inf):
+            if kept is not None:
+                self._reference.put_back(kept)
+            above = "" if not math.isfinite(norm) else f", above stop_grad_norm {optim.stop_grad_norm:g}"
+            reason = f"the gradient norm is {norm:g}{above}"
+            self._fail(stage, StepFigures(reason=reason, loss=loss, grad_norm=norm, lr=lr))
+        return norm
+
+    def _fail(self, stage: Stage, figures: StepFigures) -> NoReturn:
+        """Keep the batch with the weights it met, then raise; every rank comes here in the same step."""
+        import torch.distributed as dist
+
+        from safer_ray.backends.batch_loss import failed_batch
+
+        shares: list[dict[int, float]] = [self._losses] * self._ranks
+        if self._ranks > 1:
+            dist.all_gather_object(shares, dict(self._losses))
+        losses = {index: loss for share in shares for index, loss in share.items()}
+        batch = failed_batch(stage, self._step, figures, losses, ranks=self._ranks)
+        self._failed, self._stage = True, None
+        try:
+            where = self._keep(batch)
+        except (DataError, LearnerError) as exc:
+            where = f"the batch could not be kept ({exc})"
+        if self._ranks > 1:
+            dist.barrier()  # the first error ends the run, and rank 0 writes
         raise LearnerError(
-            f"learner rank {self._rank}: {what} at step {self._step + 1} of stage {stage.task.stage};"
-            " the weights are as before the step; lower the learning rate or look at the data"
+            f"learner rank {self._rank}: {figures.reason} at step {batch.step} of stage {batch.stage}: "
+            f"{described(batch, prompts_of(batch))}; the weights are as before the step; {where}; "
+            "lower the learning rate or look at the data"
         )
 
-    def _reset_optimizer(self, optim: OptimSettings) -> None:
-        wrapped = self._engine.optimizer
-        inner = wrapped.optimizer if hasattr(wrapped, "optimizer") else wrapped
-        inner.state.clear()
-        for group in wrapped.param_groups:
-            group["weight_decay"] = optim.weight_decay if group["decays"] else 0.0
-        # DeepSpeed reads the limit from its config for plain fp32, and from the wrapper it copied it to otherwise.
-        self._engine._config.gradient_clipping = optim.max_grad_norm
-        wrapped.clip_grad = optim.max_grad_norm
+    def _keep(self, batch: FailedBatch) -> str:
+        """Write the batch where the task says; return where that is, in words."""
+        if not batch.task["failed_dir"]:
+            return "the batch is not kept, the task names no place for it"
+        folder = Path(batch.task["failed_dir"]) / batch.folder_name
+        if self._rank == 0:
+            keep_batch(batch, folder)
+        self.save(str(folder / CHECKPOINT))
+        return f"the batch is kept in failed/{batch.folder_name}, see it with safer-ray replay"
+
+    def examine(self, folder: str) -> BatchReport:
+        """Run a kept batch again on the weights this learner has, and change nothing. One rank only.
+
+        Raises:
+            LearnerError: if the batch cannot be read, or the group has more ranks.
+        """
+        from safer_ray.backends.batch_loss import loss_again, packs_again
+        from safer_ray.backends.logprobs import to_device
+
+        if self._ranks > 1:
+            raise LearnerError(f"learner: a batch is examined on one rank, this group has {self._ranks}")
+        batch, rows = read_batch(Path(folder))
+        task, prompts = batch.train_task(), {_row_id(row): row.prompt_id for row in rows}
+        reset_optimizer(self._engine, task.optim)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = group["weight_decay"] = 0.0
+        total, reports = 0.0, list[RowReport]()
+        for number, (kept, row) in enumerate(zip(batch.packs, packs_again(batch, rows), strict=True)):
+            self._engine.set_gradient_accumulation_boundary(number + 1 == len(batch.packs))
+            loss, found = loss_again(task, row, kept, self._engine(to_device(row, self._device)), prompts)
+            self._engine.backward(loss / batch.weight)
+            total += float(loss.detach()) / batch.weight
+            reports += found
+        return BatchReport(loss=total, grad_norm=self._update(), rows=tuple(reports))
 
 
-def _initialize(policy: LogprobModel, config: dict[str, Any]) -> Any:
-    """Return a DeepSpeed engine with AdamW over what is trained; matrices may decay, norms and biases never do."""
-    import deepspeed
-    import torch
-
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ModelError("learner: nothing in the model can be trained; check lora_rank")
-
-    def dimensions(parameter: Any) -> int:
-        return len(parameter.ds_shape) if hasattr(parameter, "ds_shape") else parameter.ndim
-
-    groups = [
-        {"params": [p for p in trained if (dimensions(p) > 1) == decays], "decays": decays} for decays in (True, False)
-    ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, weight_decay=0.0, fused=True)
-    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config, dist_init_required=False)
-    return engine
+def _row_id(row: StepPair | TraceExample) -> str:
+    return row.pair_id if isinstance(row, StepPair) else row.example_id
 
 
 __all__ = ["DeepSpeedLearner", "DeepSpeedLearnerSpec", "deepspeed_config", "scheduled_lr"]

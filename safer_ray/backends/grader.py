@@ -22,7 +22,7 @@ from safer_ray.core.pairing import PairingRules, ScoredStep, pair_siblings
 from safer_ray.core.scoring import score_of
 from safer_ray.errors import DataError, TeacherError
 from safer_ray.records import Lineage, Outcome, Prompt, Rollout, Step, StepPair, TraceExample, Verdict
-from safer_ray.tables import from_table, to_table, write_bundle
+from safer_ray.tables import from_table, to_table, write_shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,12 +166,12 @@ class Grader:
         return counts | self._bench.take_costs(), [to_table(result.examples, TraceExample)]
 
     @staticmethod
-    def keep(path: str, tables: Sequence[pa.Table]) -> None:
-        """Write an item's tables durably as one shard.
+    def keep(path: str, tables: Sequence[pa.Table]) -> str:
+        """Write an item's tables durably as one shard named after its content; return the digest.
 
         Raises:
             DataError: if the disk refuses.
         """
         if not tables:
             raise DataError(f"shard {path}: nothing to keep")
-        write_bundle(tables, Path(path))
+        return write_shard(tables, Path(path))

@@ -43,8 +43,20 @@ class ReferenceWeights:
                 for average, shard in zip(self._snapshots["ema"], self._shards(), strict=True):
                     average.copy_(EMA_DECAY * average.float() + (1.0 - EMA_DECAY) * shard.cpu().float())
 
+    @property
+    def policies(self) -> list[str]:
+        """The policies of which weights are kept."""
+        return sorted(self._snapshots)
+
+    def restore(self, policy: str, shards: list[torch.Tensor]) -> None:
+        """Keep ``shards``, of this rank's shapes, as the weights of a policy: those of a run that goes on."""
+        mine = self._shards()
+        self._snapshots[policy] = [
+            shard.to("cpu", kept.dtype).reshape(kept.shape) for shard, kept in zip(shards, mine, strict=True)
+        ]
+
     @contextmanager
-    def applied(self, policy: ReferencePolicy) -> Iterator[None]:
+    def applied(self, policy: str) -> Iterator[None]:
         """Let the module compute as the reference; what it is trained to is put back afterwards, bit for bit."""
         if policy not in self._snapshots:
             yield
@@ -55,6 +67,14 @@ class ReferenceWeights:
             yield
         finally:
             self._write(shards, kept)
+
+    def copies(self) -> list[torch.Tensor]:
+        """Return this rank's shards of the trained weights as they are now."""
+        return self._copies()
+
+    def put_back(self, copies: list[torch.Tensor]) -> None:
+        """Give the trained weights the values they had."""
+        self._write(self._shards(), copies)
 
     def _shards(self) -> list[torch.Tensor]:
         trained = (parameter for parameter in self._module.parameters() if parameter.requires_grad)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,50 @@ from safer_ray.core.metrics import evaluate_outcomes
 from safer_ray.core.plan import Phase
 from safer_ray.records import Outcome, Prompt, Rollout, StepPair, TraceExample, Verdict
 from safer_ray.rundir import RunDir
-from safer_ray.tables import KINDS, concat, from_table, read_bundle, read_table, to_table, write_table
+from safer_ray.tables import (
+    KINDS,
+    concat,
+    file_digest,
+    from_table,
+    read_bundle,
+    read_table,
+    shard_path,
+    to_table,
+    write_table,
+)
 
 
-def seal(phase: Phase, run_dir: RunDir, prompts: Sequence[Prompt], curation: Curation) -> dict[str, Any]:
-    """Merge the shards of ``phase`` and return its facts: counts, or the metrics of an evaluation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """A gather phase whose items all ended; ``shards`` is the digest of each finished item's shard.
+
+    Other files of an item come from work that was given up and do not count.
+    """
+
+    phase: Phase
+    prompts: Sequence[Prompt]
+    shards: Mapping[int, str]
+
+
+def seal(gathered: Gathered, run_dir: RunDir, curation: Curation) -> dict[str, Any]:
+    """Merge the shards of a phase and return its facts: counts, or the metrics of an evaluation.
+
+    ``facts["files"]`` are the digests of the final files, by path in the run directory.
 
     Written traces are filtered by ``curation``; where that may leave some out, all of them are kept beside.
 
     Sealing again, because the driver died before it noted that it had, finds the final files and keeps them.
     """
+    phase, prompts = gathered.phase, gathered.prompts
     shards_dir = run_dir.shards(phase.name)
     sealed = not shards_dir.exists()
-    shards = [read_bundle(path) for path in sorted(shards_dir.glob("*.arrow"))]
+    named = () if sealed else sorted(gathered.shards.items())
+    shards = [read_bundle(shard_path(run_dir.shard(phase.name, item), digest)) for item, digest in named]
     facts: dict[str, Any]
+    written_to: list[Path] = []
 
     def merge(kind: type, path: Path) -> pa.Table:
+        written_to.append(path)
         if sealed and path.exists():
             return read_table(path)
         name = KINDS[kind]
@@ -47,6 +75,7 @@ def seal(phase: Phase, run_dir: RunDir, prompts: Sequence[Prompt], curation: Cur
         case "teach":
             written = merge(TraceExample, run_dir.written_traces if curation.filters else run_dir.traces)
             facts = _curated(written, run_dir, prompts, curation)
+            written_to.append(run_dir.traces)
         case "explore":
             folder = run_dir.round(phase.round)
             merge(Rollout, folder / "rollouts.arrow")
@@ -60,7 +89,7 @@ def seal(phase: Phase, run_dir: RunDir, prompts: Sequence[Prompt], curation: Cur
         case _:
             raise AssertionError(f"phase {phase.name} gathers nothing")
     _remove(shards_dir)
-    return facts
+    return facts | {"files": {str(path.relative_to(run_dir.root)): file_digest(path) for path in written_to}}
 
 
 def _curated(written: pa.Table, run_dir: RunDir, prompts: Sequence[Prompt], curation: Curation) -> dict[str, Any]:

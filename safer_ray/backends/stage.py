@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from safer_ray.backends.base import StepReport, TrainTask
+from safer_ray.backends.checkpoint import Included, included_stage
 from safer_ray.core.losses import PairLogps, erpo_loss, pair_weights, sft_loss
 from safer_ray.core.packing import Pack, StepPlan, build_trees, pack, plan_steps, trees_of_examples
 from safer_ray.errors import LearnerError
@@ -25,12 +26,16 @@ _FIGURES = ("loss", "chosen_logp", "chosen_tokens", "margin", "right", "pairs")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stage:
-    """What ``begin`` plans. ``weights`` is the total loss weight of each step, over all its packs and ranks."""
+    """What ``begin`` plans. ``weights`` is the total loss weight of each step, over all its packs and ranks.
+
+    ``included`` is what a checkpoint says of the stage once its steps are done.
+    """
 
     task: TrainTask
     packs: tuple[Pack, ...]
     plan: tuple[StepPlan, ...]
     weights: tuple[float, ...]
+    included: Included
     reference_L: dict[int, torch.Tensor] = field(default_factory=dict)
     """ERPO: per pack the reference log-probs ``[L]``, filled once."""
 
@@ -54,11 +59,13 @@ def make_stage(task: TrainTask, *, ranks: int) -> Stage:
     table = read_table(Path(task.data_path))
     optim = task.optim
     if task.kind == "sft":
-        trees = trees_of_examples(
-            from_table(table, TraceExample), dict(task.loss.step_weights), task.loss.decision_weight
-        )
+        examples = from_table(table, TraceExample)
+        ids = [example.example_id for example in examples]
+        trees = trees_of_examples(examples, dict(task.loss.step_weights), task.loss.decision_weight)
     else:
-        trees = build_trees(from_table(table, StepPair), token_budget=optim.pack_tokens)
+        pairs = from_table(table, StepPair)
+        ids = [pair.pair_id for pair in pairs]
+        trees = build_trees(pairs, token_budget=optim.pack_tokens)
     if not trees:
         raise LearnerError(f"stage {task.stage}: {task.data_path} has no rows, so there is nothing to train on")
     packs = pack(trees, optim.pack_tokens)
@@ -69,6 +76,7 @@ def make_stage(task: TrainTask, *, ranks: int) -> Stage:
         packs=tuple(packs),
         plan=tuple(plan),
         weights=tuple(sum(weight_of[index] for index in step.packs) for step in plan),
+        included=included_stage(task, ids, steps=len(plan)),
     )
 
 
@@ -85,7 +93,7 @@ def pack_loss(stage: Stage, index: int, logps_L: torch.Tensor) -> tuple[torch.Te
     if stage.task.kind == "sft":
         loss, _ = sft_loss(logps_L, torch.from_numpy(row.weight_L).to(logps_L))
         return loss, _figures(loss=loss.detach())
-    pairs = _pair_logps(row, logps_L, stage.reference_L[index].to(logps_L))
+    pairs = pair_logps(row, logps_L, stage.reference_L[index].to(logps_L))
     out = erpo_loss(pairs, stage.task.loss)
     return out.loss, _figures(
         loss=out.loss.detach(),
@@ -101,17 +109,18 @@ def _figures(**values: torch.Tensor | float) -> torch.Tensor:
     return torch.tensor([float(values.get(name, 0.0)) for name in _FIGURES], dtype=torch.float64)
 
 
-def _pair_logps(row: Pack, logps_L: torch.Tensor, reference_L: torch.Tensor) -> PairLogps:
+def pair_logps(row: Pack, logps_L: torch.Tensor, reference_L: torch.Tensor) -> PairLogps:
+    """Return the log-probs of a row's pairs under the policy, with gradient, and under the reference."""
     chosen, rejected = [p.chosen_L for p in row.pairs], [p.rejected_L for p in row.pairs]
 
     def count_B(spans: list[np.ndarray]) -> torch.Tensor:
         return logps_L.new_tensor([len(span) for span in spans])
 
     return PairLogps(
-        chosen_B=_span_sums(logps_L, chosen),
-        rejected_B=_span_sums(logps_L, rejected),
-        ref_chosen_B=_span_sums(reference_L, chosen),
-        ref_rejected_B=_span_sums(reference_L, rejected),
+        chosen_B=span_sums(logps_L, chosen),
+        rejected_B=span_sums(logps_L, rejected),
+        ref_chosen_B=span_sums(reference_L, chosen),
+        ref_rejected_B=span_sums(reference_L, rejected),
         chosen_tokens_B=count_B(chosen),
         rejected_tokens_B=count_B(rejected),
         prompt_pairs_B=torch.tensor([pair.prompt_pairs for pair in row.pairs]),
@@ -119,7 +128,7 @@ def _pair_logps(row: Pack, logps_L: torch.Tensor, reference_L: torch.Tensor) -> 
     )
 
 
-def _span_sums(values_L: torch.Tensor, spans: list[np.ndarray]) -> torch.Tensor:
+def span_sums(values_L: torch.Tensor, spans: list[np.ndarray]) -> torch.Tensor:
     """Sum ``values_L`` over each of B index spans, in one gather and one scatter."""
     gathered = values_L[torch.from_numpy(np.concatenate(spans)).to(values_L.device)]
     owner = torch.repeat_interleave(torch.tensor([len(span) for span in spans])).to(values_L.device)
@@ -146,4 +155,4 @@ def report(
     )
 
 
-__all__ = ["Stage", "make_stage", "pack_loss", "pack_weight", "report"]
+__all__ = ["Stage", "make_stage", "pack_loss", "pack_weight", "pair_logps", "report", "span_sums"]

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from safer_ray.backends.base import Learner, Sampler, StepReport, TrainTask
+from safer_ray.backends.checkpoint import checkpoint_facts
 from safer_ray.backends.grader import Grader, LevelReply, LevelTask, RoundFacts
-from safer_ray.backends.sealing import seal
+from safer_ray.backends.sealing import Gathered, seal
 from safer_ray.core.curation import Curation
 from safer_ray.core.events import (
     Action,
@@ -41,6 +42,7 @@ from safer_ray.core.events import (
     Trained,
 )
 from safer_ray.core.items import ItemBook, Position
+from safer_ray.core.plan import Phase
 from safer_ray.errors import DataError, JudgeError, SamplerError, TeacherError, WeightsError
 from safer_ray.records import Rollout, SampleRequest
 from safer_ray.rundir import RunDir
@@ -74,7 +76,11 @@ class World(Protocol):
 
 
 class Scene:
-    """What both worlds know of a run: prompts, paths, how a phase's tasks are made. No workers."""
+    """What both worlds know of a run: prompts, paths, how a phase's tasks are made. No workers.
+
+    ``named_shards`` returns, for a phase, the digest of each finished item's shard; whoever has the journal sets it to
+    what the journal names.
+    """
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class Scene:
         self.train_task = train_task
         self.never_sample = never_sample
         self.curation = curation or Curation()
+        self.named_shards: Callable[[str], Mapping[int, str]] = run_dir.listed_shards
 
     def request(self, action: Sample) -> SampleRequest | None:
         """Return the request of an action, or None where nothing must or may be sampled."""
@@ -119,8 +126,14 @@ class Scene:
         return judged_event(action, final=reply.final, counts=reply.counts)
 
     def seal(self, name: str) -> dict[str, Any]:
-        """Merge a gather phase's shards and return its facts."""
-        return seal(self.book.phase(name), self.run_dir, self.book.prompts(name), self.curation)
+        """Merge a gather phase's shards, those that the journal names, and return its facts."""
+        phase, prompts = self.book.phase(name), self.book.prompts(name)
+        gathered = Gathered(phase=phase, prompts=prompts, shards=self.named_shards(name))
+        return seal(gathered, self.run_dir, self.curation)
+
+    def trained_facts(self, phase: Phase, steps: int) -> dict[str, Any]:
+        """Return what the journal notes of a training stage that ended: its steps, and what its checkpoint says."""
+        return {"steps": steps, "checkpoint": checkpoint_facts(self.run_dir.checkpoint(phase.checkpoint))}
 
     def stage(self, name: str) -> TrainTask | None:
         """Return a training stage without stale preferences, or None for an ERPO round that has none at all.
@@ -144,8 +157,8 @@ class Scene:
         return task
 
 
-def judged_event(action: Judge, *, final: bool, counts: dict[str, int]) -> Judged:
-    """Return the event that answers ``action``."""
+def judged_event(action: Judge, *, final: bool, counts: dict[str, int], shard: str = "") -> Judged:
+    """Return the event that answers ``action``; ``shard`` is the digest of what was kept."""
     return Judged(
         phase=action.phase,
         item=action.item,
@@ -153,6 +166,7 @@ def judged_event(action: Judge, *, final: bool, counts: dict[str, int]) -> Judge
         attempt=action.attempt,
         final=final,
         counts=counts,
+        shard=shard,
     )
 
 
@@ -247,8 +261,8 @@ class LocalWorld:
             self._counts[key][name] = self._counts[key].get(name, 0) + count
         if not event.final:
             return event
-        Grader.keep(str(self._scene.run_dir.shard(action.phase, action.item)), self._kept.pop(key))
-        return judged_event(action, final=True, counts=self._counts.pop(key))
+        shard = Grader.keep(str(self._scene.run_dir.shard(action.phase, action.item)), self._kept.pop(key))
+        return judged_event(action, final=True, counts=self._counts.pop(key), shard=shard)
 
     def _train(self, action: Train) -> None:
         begun = time.perf_counter()
@@ -256,8 +270,10 @@ class LocalWorld:
         steps = self._learner.begin(task) if task else 0
         for _ in range(steps):
             self._events.append(Stepped(phase=action.phase, facts=step_facts(self._learner.step())))
-        self._learner.save(str(self._scene.run_dir.checkpoint(self._scene.book.phase(action.phase).checkpoint)))
-        self._events.append(Trained(phase=action.phase, facts={"steps": steps}, wall_s=time.perf_counter() - begun))
+        phase = self._scene.book.phase(action.phase)
+        self._learner.save(str(self._scene.run_dir.checkpoint(phase.checkpoint)))
+        facts = self._scene.trained_facts(phase, steps)
+        self._events.append(Trained(phase=action.phase, facts=facts, wall_s=time.perf_counter() - begun))
 
     def _publish(self, action: Publish) -> None:
         begun = time.perf_counter()

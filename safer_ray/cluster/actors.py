@@ -119,9 +119,9 @@ class GraderActor:
         with boundary(TeacherError, f"teacher of {prompt.prompt_id}"):
             return self._grader.teach(prompt, answers[1] if answers is not None else None)
 
-    def keep(self, path: str, *parts: list[pa.Table]) -> None:
-        """Write the tables of one item as its shard."""
-        self._grader.keep(path, [table for part in parts for table in part])
+    def keep(self, path: str, *parts: list[pa.Table]) -> str:
+        """Write the tables of one item as its shard; return its content digest."""
+        return self._grader.keep(path, [table for part in parts for table in part])
 
 
 @ray.remote

@@ -253,9 +253,9 @@ class RayWorld:
             if not event.final:
                 return event
             path = str(self._scene.run_dir.shard(action.phase, action.item))
-            await replica.wait(actor.keep.remote(path, *kept.tables), patience_s)
+            shard = str(await replica.wait(actor.keep.remote(path, *kept.tables), patience_s))
         del self._items[(action.phase, action.item)]
-        return judged_event(action, final=True, counts=kept.counts)
+        return judged_event(action, final=True, counts=kept.counts, shard=shard)
 
     async def _seal(self, action: Seal) -> Sealed:
         begun = time.perf_counter()
@@ -276,7 +276,8 @@ class RayWorld:
 
         steps = await self._training.run(stage)
         self._training.trained = phase
-        return Trained(phase=action.phase, facts={"steps": steps}, wall_s=time.perf_counter() - begun)
+        facts = self._scene.trained_facts(phase, steps)
+        return Trained(phase=action.phase, facts=facts, wall_s=time.perf_counter() - begun)
 
     # ---- weights ----
 

@@ -85,6 +85,8 @@ class Judged:
     attempt: int
     final: bool
     counts: dict[str, int] = field(default_factory=dict)
+    shard: str = ""
+    """Content digest that names the finished item's shard; "" where a run of an older version wrote it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,16 @@ class Dropped:
     phase: str
     item: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reopened:
+    """A finished item is asked for again, because its shard is gone or damaged; ``counts`` are taken back."""
+
+    phase: str
+    item: int
+    reason: str
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +162,9 @@ class Published:
     wall_s: float
 
 
-Event = Sampled | Judged | Lost | Dropped | Sealed | Stepped | Trained | Published
+Event = Sampled | Judged | Lost | Dropped | Reopened | Sealed | Stepped | Trained | Published
 EVENTS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Sampled, Judged, Lost, Dropped, Sealed, Stepped, Trained, Published)
+    kind.__name__: kind for kind in (Sampled, Judged, Lost, Dropped, Reopened, Sealed, Stepped, Trained, Published)
 }
 
 

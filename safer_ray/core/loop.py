@@ -28,6 +28,7 @@ from safer_ray.core.events import (
     Judged,
     Lost,
     Published,
+    Reopened,
     Sample,
     Sampled,
     Sealed,
@@ -172,6 +173,8 @@ def _take(state: LoopState, progress: Progress, event: Event) -> bool:
             return _on_lost(progress, event)
         case Dropped():
             return _settle(progress, event.item, None)
+        case Reopened():
+            return _reopen(progress, event)
         case Stepped():
             return True
         case Sealed() | Trained():
@@ -271,6 +274,17 @@ def _settle(progress: Progress, index: int, judged: Judged | None) -> bool:
     counts = progress.counts
     for name, count in judged.counts.items():
         counts[name] = counts.get(name, 0) + count
+    return True
+
+
+def _reopen(progress: Progress, event: Reopened) -> bool:
+    if progress.done[event.item] != 1:
+        return False
+    progress.done[event.item] = 0
+    progress.finished_items -= 1
+    progress.cursor = min(progress.cursor, event.item)
+    for name, count in event.counts.items():
+        progress.counts[name] = progress.counts.get(name, 0) - count
     return True
 
 

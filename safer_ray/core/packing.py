@@ -69,6 +69,7 @@ class Pack:
     weight_L: FloatArray
     nodes: tuple[Node, ...]
     pairs: tuple[PackedPair, ...]
+    example_ids: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -192,7 +193,8 @@ def trees_of_examples(
         weights_T = [step_weights.get(step.kind, 1.0) for step in example.steps for _ in range(step.tokens)]
         for token in example.decision_at:
             weights_T[token] *= decision_weight
-        trees.append(_lay_out(trie, dict(zip(path, weights_T, strict=True)), ()))
+        row = _lay_out(trie, dict(zip(path, weights_T, strict=True)), ())
+        trees.append(replace(row, example_ids=(example.example_id,)))
     return trees
 
 
@@ -232,8 +234,7 @@ def _lay_out(trie: _Trie, weights: dict[int, float], spans: Sequence[_TriePair])
 
 def _nodes(trie: _Trie, order: Sequence[int], row: dict[int, int]) -> tuple[Node, ...]:
     node_of: list[int] = []  # per row position
-    starts: list[int] = []
-    parents: list[int] = []
+    starts, parents = list[int](), list[int]()
     for position, token in enumerate(order):
         parent = trie.parents[token]
         if parent < 0 or len(trie.children[parent]) > 1:
@@ -264,11 +265,11 @@ def pack(trees: Sequence[Pack], token_budget: int) -> list[Pack]:
             rows.append([])
         rows[index].append(tree)
         insort(room, (max(0, free - tree.tokens), index))
-    return [_join(row) for row in rows]
+    return [join(row) for row in rows]
 
 
-def _join(trees: Sequence[Pack]) -> Pack:
-    """Concatenate trees, shifting what counts positions, nodes and log-probs."""
+def join(trees: Sequence[Pack]) -> Pack:
+    """Concatenate trees to one row, shifting what counts positions, nodes and log-probs."""
     starts_T = np.cumsum([0, *(tree.tokens for tree in trees)])
     starts_L = np.cumsum([0, *(len(tree.source_L) for tree in trees)])
     nodes: list[Node] = []
@@ -291,6 +292,7 @@ def _join(trees: Sequence[Pack]) -> Pack:
         weight_L=np.concatenate([tree.weight_L for tree in trees]),
         nodes=tuple(nodes),
         pairs=tuple(pairs),
+        example_ids=tuple(example_id for tree in trees for example_id in tree.example_ids),
     )
 
 

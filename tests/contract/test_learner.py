@@ -19,7 +19,9 @@ from learner_rank import STAGES, task, train_one_step
 from learner_tables import write_examples, write_pairs
 
 from safer_ray.backends.base import Learner, LearnerSpec, LossSettings, StepReport, TrainTask
+from safer_ray.backends.checkpoint import read_manifest
 from safer_ray.backends.deepspeed_learner import DeepSpeedLearnerSpec
+from safer_ray.backends.failed_batch import read_batch
 from safer_ray.backends.fake import FakeLearnerSpec
 from safer_ray.backends.weights import read_weights
 from safer_ray.errors import DataError, LearnerError
@@ -173,6 +175,81 @@ def test_the_reference_policy_decides_what_the_next_round_is_measured_against(ze
     assert margins["fixed"] > margins["previous_round"]
     assert margins["ema"] > margins["previous_round"]
     assert margins["previous_round"] == pytest.approx(0.0, abs=1e-5)
+
+
+GOING_ON = [
+    (0, "fp32", 0, "fixed"),
+    (0, "bf16", 0, "ema"),
+    (2, "bf16", 0, "fixed"),
+    (2, "bf16", 4, "ema"),
+    (3, "bf16", 0, "ema"),
+]
+
+
+@pytest.mark.parametrize(("zero_stage", "dtype", "lora_rank", "reference"), GOING_ON)
+def test_a_learner_that_goes_on_from_a_checkpoint_has_the_losses_of_one_that_never_stopped(
+    tiny_model: Path, data: Path, tmp_path: Path, zero_stage: Any, dtype: Any, lora_rank: int, reference: Any
+) -> None:
+    settings: Any = {"zero_stage": zero_stage, "dtype": dtype, "lora_rank": lora_rank}
+    spec = DeepSpeedLearnerSpec(model=str(tiny_model), threads=1, **settings)
+    first = replace(task("erpo", data / "erpo.arrow"), reference=reference)
+    rounds = [replace(first, stage=f"erpo-{number}", seed=number) for number in (1, 2, 3)]
+    unbroken = start(spec)
+    for stage in rounds[:2]:
+        run(unbroken, stage)
+    unbroken.save(str(tmp_path / "erpo-2"))
+    want = [report.loss for report in run(unbroken, rounds[2])]
+    unbroken.close()
+    resumed = start(replace(spec, resume_from=str(tmp_path / "erpo-2")))
+    have = [report.loss for report in run(resumed, rounds[2])]
+    resumed.save(str(tmp_path / "erpo-3"))
+    resumed.close()
+    assert have == want
+    manifest = read_manifest(tmp_path / "erpo-3")
+    assert manifest is not None
+    assert [row["stage"] for row in manifest["includes"]] == ["erpo-1", "erpo-2", "erpo-3"]
+    assert {row["rows"] for row in manifest["includes"]} == {24}
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype", "kind"), [(0, "fp32", "erpo"), (2, "bf16", "erpo"), (3, "bf16", "sft")]
+)
+def test_a_batch_that_training_stopped_at_is_kept_and_comes_to_the_same_again(
+    tiny_model: Path, data: Path, tmp_path: Path, zero_stage: Any, dtype: Any, kind: Any
+) -> None:
+    spec = DeepSpeedLearnerSpec(model=str(tiny_model), threads=1, zero_stage=zero_stage, dtype=dtype)
+    stage = replace(task(kind, data / f"{kind}.arrow", stop_grad_norm=1e-6), failed_dir=str(tmp_path / "failed"))
+    learner = start(spec)
+    learner.begin(stage)
+    before = learner.publish(1)
+    with pytest.raises(LearnerError, match=r"above stop_grad_norm 1e-06 at step 1 .* kept in failed/.*-step-00001"):
+        learner.step()
+    after = learner.publish(2)
+    learner.close()
+    assert before is not None
+    assert after is not None
+    assert before.checksum == after.checksum
+    folder = tmp_path / "failed" / f"{kind}-step-00001"
+    batch, _ = read_batch(folder)
+    again = start(replace(spec, zero_stage=0, resume_from=str(folder / "checkpoint")))
+    report = again.examine(str(folder))
+    published_again = again.publish(3)
+    again.close()
+    assert report.loss == pytest.approx(batch.loss, rel=1e-3)
+    assert report.grad_norm == pytest.approx(batch.grad_norm, rel=2e-2)
+    assert sum(row.loss for row in report.rows) / batch.weight == pytest.approx(report.loss, rel=1e-5)
+    assert [row.row_id for row in report.rows] == [row_id for pack in batch.packs for row_id in pack.row_ids]
+    assert published_again is not None
+    assert published_again.checksum == before.checksum
+
+
+def test_a_state_of_other_adapters_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    spec = DeepSpeedLearnerSpec(model=str(tiny_model), lora_rank=4, threads=1)
+    learner = start(spec)
+    learner.save(str(tmp_path / "sft"))
+    learner.close()
+    with pytest.raises(LearnerError, match="of another model or other adapters"):
+        start(replace(spec, lora_rank=2, resume_from=str(tmp_path / "sft")))
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from safer_ray.core.loop import LoopState
 from safer_ray.core.pairing import PairingRules
 from safer_ray.core.policies import POLICIES, Limits
 from safer_ray.driver import Pace, drive, replay
-from safer_ray.journal import JOURNAL, Entry, Journal
+from safer_ray.journal import JOURNAL, Entry, read_journal
 from safer_ray.prepare import Preparation, prepare
 from safer_ray.records import Prompt
+from safer_ray.resume import journalled_shards
+from safer_ray.run_journal import open_journal
 from safer_ray.rundir import RunDir
 from safer_ray.summary import summarise, write_summary
 from safer_ray.tables import to_table, write_table
@@ -80,9 +83,14 @@ def prepared(folder: Path, *overrides: str, seed: int = 0) -> Preparation:
 
 
 def local_world(
-    prep: Preparation, run_dir: RunDir, *, sampler: Sampler | None = None, judge: FakeJudgeSpec | None = None
+    prep: Preparation,
+    run_dir: RunDir,
+    *,
+    sampler: Sampler | None = None,
+    judge: FakeJudgeSpec | None = None,
+    resume_from: str = "",
 ) -> LocalWorld:
-    """Return the world of a run; the sampler is at version 0."""
+    """Return the world of a run; the sampler is at version 0, the learner as it saved ``resume_from``."""
     by_name = {phase.name: phase for phase in prep.phases}
     config = prep.config
     book = ItemBook(
@@ -95,9 +103,12 @@ def local_world(
         if by_name[name].kind == "sft":
             return TrainTask(stage=name, kind="sft", data_path=str(run_dir.traces), optim=OptimSettings(lr=1e-4))
         data = run_dir.round(by_name[name].round) / "pairs.arrow"
-        return TrainTask(stage=name, kind="erpo", data_path=str(data), optim=OptimSettings(lr=1e-5))
+        reference = config.erpo.reference
+        return TrainTask(
+            stage=name, kind="erpo", data_path=str(data), optim=OptimSettings(lr=1e-5), reference=reference
+        )
 
-    facts = {"sampler": "fake", "temperature": 1.0, "top_p": 0.95, "reference": "fixed"}
+    facts = {"sampler": "fake", "temperature": 1.0, "top_p": 0.95, "reference": config.erpo.reference}
     scene = Scene(
         book,
         run_dir,
@@ -111,12 +122,13 @@ def local_world(
             seed=config.seed,
         ),
     )
+    scene.named_shards = lambda name: journalled_shards(run_dir.root / JOURNAL, name)
     grader = GraderSpec(
         judge=judge or FakeJudgeSpec(seed=config.seed),
         pairing=PairingRules(token_floor=4),
         teacher=FakeTeacherSpec(seed=config.seed),
     )
-    learner = FakeLearnerSpec(seed=config.seed).build(rank=0, world_size=1, master="")
+    learner = FakeLearnerSpec(seed=config.seed, resume_from=resume_from).build(rank=0, world_size=1, master="")
     return LocalWorld(scene, sampler or FakeSamplerSpec(seed=config.seed).build(), grader.build(), learner)
 
 
@@ -137,19 +149,23 @@ class LocalRun:
 
 
 def carry_out(
-    prep: Preparation, root: Path, world: World | None = None, *, sampler: Sampler | None = None, stop_after: int = 0
+    prep: Preparation,
+    root: Path,
+    world: World | None = None,
+    *,
+    sampler: Sampler | None = None,
+    stop_after: int = 0,
+    stop_when: Callable[[Event], bool] = lambda event: False,
+    accept: Sequence[str] = (),
 ) -> LocalRun:
     """Begin the run in ``root``, or go on with the one there, as the command line does but without Ray.
 
     Raises:
-        StoppedRun: after ``stop_after`` accepted events (0: never).
+        StoppedRun: after ``stop_after`` accepted events (0: never), or once ``stop_when`` is true of one.
     """
-    run_dir, state, entries = RunDir(root), LoopState.of(prep.phases), list[Entry]()
-    if (root / JOURNAL).exists():
-        journal, head, entries, _ = Journal.resume(root)
-        prep.head.update(head)
-    else:
-        journal = Journal.create(root, prep.head)
+    run_dir, begun = RunDir(root), (root / JOURNAL).exists()
+    journal, prep = open_journal(prep, run_dir, resume=begun, overwrite=False, accept=accept)
+    state, entries = LoopState.of(prep.phases), read_journal(root / JOURNAL)[1]
     replay(state, entries)
     accepted = 0
 
@@ -158,13 +174,15 @@ def carry_out(
         accepted += 1
         if is_durable(event):
             entries.append(Entry(at=at, event=event))
-        if accepted == stop_after:
+        if accepted == stop_after or stop_when(event):
             raise StoppedRun
 
     sampler = sampler or FakeSamplerSpec(seed=prep.config.seed).build()
     if state.policy_version:
         sampler.load_weights(fake_weights(state.policy_version))
-    world = world or local_world(prep, run_dir, sampler=sampler)
+    trained = [p.phase.checkpoint for p in state.phases if p.ended and p.phase.kind in ("sft", "erpo")]
+    resume_from = str(run_dir.checkpoint(trained[-1])) if trained else ""
+    world = world or local_world(prep, run_dir, sampler=sampler, resume_from=resume_from)
     write_table(to_table(prep.prompts.prompts, Prompt), run_dir.prompts)
     run_dir.config.write_text(prep.config.model_dump_json(indent=1), encoding="utf-8")
     try:

@@ -16,6 +16,7 @@ from safer_ray.backends.base import OptimSettings, TrainTask
 from safer_ray.backends.fake import FakeJudgeSpec, FakeSampler, FakeSamplerSpec
 from safer_ray.backends.grader import RoundFacts
 from safer_ray.backends.world import Scene, World
+from safer_ray.core.curation import Curation
 from safer_ray.core.events import Action, Dropped, Event, Judged, Lost, Sealed, Stepped, Train, is_durable, to_json
 from safer_ray.core.items import Breadth, ItemBook
 from safer_ray.core.loop import LoopState
@@ -25,7 +26,7 @@ from safer_ray.errors import ClusterError, LearnerError, SamplerError
 from safer_ray.journal import JOURNAL, Journal, read_journal
 from safer_ray.records import Outcome, Rollout, SampleRequest, StepPair, TraceExample, Verdict
 from safer_ray.rundir import RunDir
-from safer_ray.tables import from_table, read_table, to_table, write_table
+from safer_ray.tables import file_digest, from_table, read_table, to_table, write_table
 
 RESULTS = (
     "traces/sft.arrow", "rounds/round-001/pairs.arrow", "rounds/round-001/rollouts.arrow",
@@ -300,7 +301,10 @@ def test_a_failed_learner_stops_the_run_and_the_journal_keeps_what_came_before(
         carry_out(prep, place.root, BreaksInTraining(local_world(prep, place)))
     _, entries, _ = read_journal(place.root / JOURNAL)
     assert [e.event.phase for e in entries if isinstance(e.event, Sealed)] == ["evaluate-base", "teach"]
-    assert entries[-1].event == Sealed(phase="teach", facts={"traces": 8}, wall_s=entries[-1].event.wall_s)  # type: ignore[union-attr]
+    last = entries[-1].event
+    assert isinstance(last, Sealed)
+    assert last.phase == "teach"
+    assert last.facts == {"traces": 8, "files": {"traces/sft.arrow": file_digest(place.traces)}}
 
 
 class Silent(Passes):
@@ -367,7 +371,7 @@ def test_preferences_that_a_smaller_lag_made_stale_are_not_trained(finished_run:
     phase = next(phase for phase in finished_run.prep.phases if phase.name == "erpo-2")
     book = ItemBook({"erpo-2": (phase, ())}, Breadth(siblings=2, answers=1), 0)
     task = TrainTask(stage="erpo-2", kind="erpo", data_path=str(path), optim=OptimSettings(lr=1e-5))
-    scene = Scene(book, run_dir, lambda number: RoundFacts(**FACTS), lambda name: task, frozenset())
+    scene = Scene(book, run_dir, lambda number: RoundFacts(**FACTS), lambda name: task, frozenset(), Curation())
     trained = scene.stage("erpo-2")
     assert trained is not None
     assert from_table(read_table(Path(trained.data_path)), StepPair) == fresh
