@@ -191,8 +191,9 @@ class DeepSpeedLearner:
 
         state = {name: tensor.cpu().clone() for name, tensor in self._whole_state() if self._rank == 0}
         going_on = collect_state(
-            self._policy, self._reference, zero_stage=self._spec.zero_stage, rank=self._rank, ranks=self._ranks
-        )
+            self._policy, self._reference, zero_stage=self._spec.zero_stage, rank=self._rank, ranks=self._ranks,
+            rounded=self._failed,
+        )  # fmt: skip
         if self._rank:
             return
         from transformers import AutoTokenizer

@@ -51,15 +51,27 @@ def trained_parameters(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.
 
 
 def collect_state(
-    module: torch.nn.Module, reference: ReferenceWeights, *, zero_stage: int, rank: int, ranks: int
+    module: torch.nn.Module,
+    reference: ReferenceWeights,
+    *,
+    zero_stage: int,
+    rank: int,
+    ranks: int,
+    rounded: bool = False,
 ) -> LearnerState:
-    """Gather the state of a group; a collective that every rank enters."""
+    """Gather the state of a group; a collective that every rank enters.
+
+    ``rounded`` takes the parameters as the forward pass sees them: only these are as before a step taken back.
+    """
     state = LearnerState()
-    for name, parameter in trained_parameters(module):
+    trained = {name for name, _ in trained_parameters(module)}
+    for name, parameter in () if rounded else trained_parameters(module):
         whole = _full_precision(parameter)
         if rank == 0:
             state.policy[name] = whole.cpu().clone()
-    trained = {name for name, _ in trained_parameters(module)}
+    for name, tensor in gather_state(module, zero_stage=zero_stage) if rounded else ():
+        if rank == 0 and name in trained:
+            state.policy[name] = tensor.to("cpu", torch.float32, copy=True)
     for policy in reference.policies:
         with reference.applied(policy):
             for name, tensor in gather_state(module, zero_stage=zero_stage):
