@@ -128,7 +128,7 @@ class Injection:
 def _all() -> list[Injection]:
     found = [Injection(f"{name}/{place}", attack, place) for name, attack in WORDINGS.items() for place in PLACES]
     long = [(name, place) for name in VERY_LONG for place in ("before", "after")]
-    return found + [Injection(f"{name}/{place}/very-long", WORDINGS[name], place, repeat=400) for name, place in long]
+    return found + [Injection(f"{name}/{place}/very-long", WORDINGS[name], place, repeat=150) for name, place in long]
 
 
 INJECTIONS: list[Injection] = _all()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_llm_judge import HELP, REFUSAL, answer, honest, safety, task
+from test_llm_judge import HELP, PACK, REFUSAL, answer, honest, safety, task
 
+from safer_ray.backends import llm_judge, rule_judge
 from safer_ray.backends.asker import ScriptedAskerSpec
 from safer_ray.backends.base import JudgeSpec, TeachResult
 from safer_ray.backends.ensemble_judge import EnsembleJudgeSpec, Member
@@ -31,6 +32,15 @@ from safer_ray.rundir import RunDir
 from safer_ray.tables import from_table, to_table
 
 RULES = EnsembleRules()
+
+
+@pytest.fixture(autouse=True)
+def _read_the_pack_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every judge built here would read and prove the whole pack again, half a second each."""
+    for module in (llm_judge, rule_judge):
+        monkeypatch.setattr(module, "read_pack", lambda pack: PACK)
+
+
 RULINGS = st.one_of(
     st.floats(0, 1).map(lambda score: scored(score, "why")), st.just(abstained("not made for it")), st.just(failed("x"))
 )
