@@ -41,7 +41,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerStats:
-    """Counters of one sampler since it was built; prompt tokens are counted for every sibling."""
+    """Counters of one sampler since it was built."""
 
     requests: int
     generated_tokens: int
