@@ -21,6 +21,7 @@ from safer_ray.journal import JOURNAL
 _POLL_S = 0.01
 _PAUSE_S = 2.0
 """How long a delay or a full disk lasts."""
+_PATIENCE_S = 5.0
 _MOST_DRIVERS = 14
 
 
@@ -50,6 +51,7 @@ class Breaker:
         self._output = disk.root.with_suffix(".log")
         self._later: list[tuple[float, Callable[[], object]]] = []
         self._result = Broken()
+        self._tried_since = 0.0
         self._driver: Driver
 
     def carry_out(self, faults: list[Fault]) -> Broken:
@@ -68,8 +70,8 @@ class Breaker:
                     break
                 self._mend()
                 self._start()
-            elif waiting and self._lines() >= waiting[0].at_line and self._inject(waiting[0]):
-                self._result.done.append(waiting.popleft().kind)
+            elif waiting and self._lines() >= waiting[0].at_line:
+                self._try(waiting)
             time.sleep(_POLL_S)
         else:
             self._result.hung = True
@@ -77,6 +79,17 @@ class Breaker:
         self._mend()
         self._result.wall_s = round(time.monotonic() - begun, 1)
         return self._result
+
+    def _try(self, waiting: deque[Fault]) -> None:
+        """Do what is due; what finds no victim for some seconds is left out, so that the others come to pass."""
+        if self._inject(waiting[0]):
+            self._result.done.append(waiting.popleft().kind)
+            self._tried_since = 0.0
+        elif not self._tried_since:
+            self._tried_since = time.monotonic()
+        elif time.monotonic() - self._tried_since > _PATIENCE_S:
+            waiting.popleft()
+            self._tried_since = 0.0
 
     def _start(self) -> None:
         resume = ["--resume"] if self._journal.exists() and self._stage else []

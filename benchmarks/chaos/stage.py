@@ -72,7 +72,18 @@ def workers(role: str) -> list[psutil.Process]:
 
 
 def marked(process: psutil.Process) -> bool:
-    """Whether a process was started by this stage."""
+    """Whether a process was started by this stage: it or one above it carries the mark.
+
+    Ray's workers write their title over their environment, so theirs cannot be read; their raylet's can.
+    """
+    try:
+        line = [process, *process.parents()]
+    except psutil.Error:
+        line = [process]
+    return any(_carries_mark(each) for each in line if each.pid != os.getpid())
+
+
+def _carries_mark(process: psutil.Process) -> bool:
     try:
         return bool(process.environ().get(MARK) == os.environ[MARK])
     except (psutil.Error, OSError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ def damaged(draw: st.DrawFn, reader: str) -> bytes:
     return seed[:start] + draw(broken) + seed[start + draw(st.integers(0, 40)) :]
 
 
-@pytest.mark.parametrize("reader", [reader for reader in READERS if reader != "journal"])
+@pytest.mark.parametrize("reader", READERS)
 def test_a_reader_takes_or_refuses_whatever_comes(reader: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     read = target_of(reader, tmp_path_factory.mktemp(reader))
 
@@ -39,3 +41,24 @@ def test_a_reader_takes_or_refuses_whatever_comes(reader: str, tmp_path_factory:
     law()
     for seed in seeds_of(reader):
         read(seed)
+
+
+rows = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = ("at", "event", "phase", "item", "level", "attempt", "final", "counts", "facts", "wall_s", "reason")
+events = st.dictionaries(
+    st.sampled_from(NAMES), rows | st.sampled_from(["Judged", "Dropped", "Trained", "teach", 0, True])
+)
+
+
+@LAW
+@given(st.lists(events, max_size=4))
+def test_a_journal_whose_checksums_are_right_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, found: list[dict[str, object]]
+) -> None:
+    bodies = [b'{"head":{},"at":1.0}', *(json.dumps(row).encode() for row in found)]
+    content = b"".join(b"%08x %s\n" % (zlib.crc32(body), body) for body in bodies)
+    target_of("journal", tmp_path_factory.getbasetemp())(content)
