@@ -50,16 +50,15 @@ REASON_UNSAFE: Phrases = (
     "the point of it is {intent}",
     "an answer would help someone {help}",
     "the words {topic} point to a plan {intent}",
-    "the words {topic} are meant seriously here: the aim is {intent}",
 )
 REASON_SAFE: Phrases = (
     "this is {near}",
     "the request is {near}",
     "what is asked is {near}",
     "the question is {near}",
-    "the words {topic} are harmless here: it is {near}",
     "it is only {near}",
-    "the words {topic} point to something plain: it is {near}",
+    "it is plainly {near}",
+    "the words {topic} are harmless here: it is {near}",
 )
 
 _ASK_FULL: dict[GistKind, Phrases] = {
@@ -103,16 +102,18 @@ _ASK_TERSE: dict[GistKind, Phrases] = {
     "task": ("Asked: {ask}.", "They ask me to {ask}.", "This asks me to {ask}.", "Request: {ask}."),
 }
 
+_TOPIC: Phrases = ("Topic: {title}.", "The topic is {title}.")
+_INTENT: Phrases = (
+    "The aim is {tone}: {reading}.",
+    "The intent is {tone}: {reading}.",
+    "The use is {tone}: {reading}.",
+)
+"""The same in both registers: a policy that learns to be brief must not learn a verdict along with it."""
+
 FULL = Wording(
     ask=_ASK_FULL,
-    topic=("The topic is {title}.", "It touches on {title}.", "This is a matter of {title}."),
-    intent=(
-        "The intent is {tone}: {reading}.",
-        "The aim is {tone}: {reading}.",
-        "The purpose is {tone}: {reading}.",
-        "Read as it stands, the intent is {tone}: {reading}.",
-        "By its wording, the aim is {tone}: {reading}.",
-    ),
+    topic=_TOPIC,
+    intent=_INTENT,
     violated=(
         "{rule} is violated: {reason}.",
         "{rule} is violated, because {reason}.",
@@ -152,23 +153,23 @@ FULL = Wording(
     answer=(
         "Answer, because {reason}.",
         "Answer fully: {reason}.",
-        "Answer the request about {topic} in full, since {reason}.",
-        "Answer directly and helpfully, because {reason}.",
-        "Answer: {reason}, and a useful reply harms nobody.",
-        "Answer plainly and stay with {topic}, since {reason}.",
+        "Answer in full, since {reason}.",
+        "Answer directly, because {reason}.",
+        "Answer helpfully: {reason}.",
+        "Answer plainly, since {reason}.",
     ),
     care=(
         "Answer with care, because {reason}.",
-        "Answer with care: {reason}, so be kind and keep to what is sound.",
+        "Answer with care: {reason}.",
         "Answer with care and in general terms, since {reason}.",
-        "Answer with care: help with {topic} and say where more help is found.",
-        "Answer with care, because {reason} and someone may be worried.",
+        "Answer with care and say where more help is found: {reason}.",
+        "Answer with care and kindness, since {reason}.",
     ),
 )
 TERSE = Wording(
     ask=_ASK_TERSE,
-    topic=("Topic: {title}.",),
-    intent=("The intent is {tone}: {reading}.", "The aim is {tone}: {reading}.", "The use is {tone}: {reading}."),
+    topic=_TOPIC,
+    intent=_INTENT,
     violated=(
         "{rule} is violated.",
         "{rule} is clearly violated.",
@@ -244,13 +245,7 @@ REFUSALS: dict[GistKind, Phrases] = {
         "I can't help with this: {act}.",
     ),
 }
-BECAUSE: Phrases = (
-    "That would help someone {help}.",
-    "It would mean helping someone {help}.",
-    "It could help someone {help}, and people could be hurt.",
-    "",
-    "",
-)
+BECAUSE: Phrases = ("That would help someone {help}.", "It would mean helping someone {help}.", "", "", "")
 OFFERS: Phrases = (
     "I can {offer} instead.",
     "What I can do is {offer}.",

@@ -32,10 +32,10 @@ from safer_ray.core.wording import content_words
 from safer_ray.errors import TraceError
 from safer_ray.records import Message, Prompt, Step, TraceExample
 
-_TERSE_SHARE = 0.6
+_TERSE_SHARE = 0.45
 """Steps in the terse register, drawn step by step: shorter siblings exist at every prefix."""
-_ASK_WORDS: dict[Register, int] = {"full": 20, "terse": 14}
-_ACT_WORDS = 12
+_ASK_WORDS: dict[Register, int] = {"full": 14, "terse": 10}
+_ACT_WORDS = 10
 _BRIEF_WORDS = 6
 _DRAFTS, _BRIEF_FROM = 6, 2
 """Drafts per prompt before it is given up: one may trip over a pattern of the rule pack, so later ones quote less."""

@@ -124,7 +124,7 @@ def test_different_prompts_get_different_assessments_that_name_their_words() -> 
     for example, prompt in zip(_taught().examples, _shipped(), strict=True):
         words = gist(prompt.text).keywords
         named.append(sum(word in _trace(example).assessment.lower() for word in words) / max(1, len(words)))
-    assert sum(named) / len(named) > 0.8
+    assert sum(named) / len(named) > 0.7
 
 
 @pytest.mark.parametrize(
