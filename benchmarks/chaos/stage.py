@@ -22,6 +22,8 @@ MARK = "SAFER_RAY_CHAOS"
 """Environment variable that every process of one stage carries, so that what is left behind can be found."""
 ROLES = {"sampler": "ray::SamplerActor", "judge": "ray::GraderActor", "learner": "ray::LearnerActor"}
 SHARED_MEMORY = Path("/dev/shm")
+_OWN_MARK, _OWN_TOKEN = secrets.token_hex(8), secrets.token_hex(32)
+"""One of each for this process: drivers are forked from a server that keeps the environment it began with."""
 _PRELOADED = ["safer_ray.cli", "safer_ray.run", "safer_ray.cluster.world", "safer_ray.report", "safer_ray.plots"]
 
 
@@ -118,8 +120,8 @@ def shared_memory() -> set[str]:
 @contextmanager
 def marked_environment() -> Iterator[None]:
     """Mark this process and all it starts, and give the clusters it starts a token."""
-    os.environ[MARK] = secrets.token_hex(8)
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+    os.environ[MARK] = _OWN_MARK
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_OWN_TOKEN, RAY_USAGE_STATS_ENABLED="0")
     os.environ.pop("RAY_ADDRESS", None)
     try:
         yield
