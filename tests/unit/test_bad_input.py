@@ -252,7 +252,7 @@ MADE: dict[str, tuple[Callable[[Path], Callable[[], object]], str]] = {
     # what a run is prepared from
     "rule pack nobody has": (
         lambda f: prepared_with(f, "rules.pack=defualt"),
-        "rule pack 'defualt': no such file or shipped pack; give a path to a pack.yaml or one of default",
+        "rule pack 'defualt': no such file or shipped pack; give a path to a pack.yaml or one of default, science",
     ),
     "category no rule has": (
         lambda f: prepared_with(f, row={"prompt": "x", "category": "R77"}),
