@@ -230,7 +230,7 @@ def _parquet_cells(path: Path, source: PromptSource) -> Iterator[Cell]:
 
 def _hf_cells(source: PromptSource, name: str) -> Iterator[Cell]:
     split = source.split or "train"
-    if not (re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or Path(name).is_dir()):
+    if not (re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or (name and Path(name).is_dir())):
         raise DataError(f"hf:{name}: not the name of a data set; write hf:OWNER/NAME or hf:DIRECTORY")
     with boundary(DataError, f"Hugging Face dataset {name} (subset {source.subset}, split {split})"):
         import datasets

@@ -28,11 +28,11 @@ def test_faults_are_the_same_for_the_same_seed_and_every_kind_comes_round() -> N
     assert all(plan == sorted(plan, key=lambda fault: fault.at_line) for plan in plans)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(620)
 def test_broken_runs_end_like_unbroken_ones_and_leave_nothing_behind(tmp_path: Path) -> None:
     """In a process of its own: it starts a cluster, and this one may have joined another."""
     figures = tmp_path / "chaos.json"
-    words = ["--runs=9", "--local=5", "--slots=1", "--real=0", "--budget=120", f"--json={figures}"]
+    words = ["--runs=9", "--local=5", "--slots=1", "--real=0", "--budget=60", f"--json={figures}"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.chaos", *words],
@@ -40,7 +40,7 @@ def test_broken_runs_end_like_unbroken_ones_and_leave_nothing_behind(tmp_path: P
         env=clean,
         capture_output=True,
         text=True,
-        timeout=390,
+        timeout=600,
         check=False,
     )
     assert figures.exists(), result.stderr[-3000:]
