@@ -240,7 +240,7 @@ class DeepSpeedLearner:
 
         from safer_ray.backends.logprobs import to_device
         from safer_ray.backends.reference_cache import ReferenceCache, missing_anywhere, reference_checksum
-        from safer_ray.core.packing import balance
+        from safer_ray.core.step_plan import balance
 
         folder = self._spec.reference_cache
         cache = ReferenceCache(folder, reference_checksum(self._policy.model)) if folder else None

@@ -16,7 +16,8 @@ import torch
 from safer_ray.backends.base import StepReport, TrainTask
 from safer_ray.backends.checkpoint import Included, included_stage
 from safer_ray.core.losses import PairLogps, erpo_loss, pair_weights, sft_loss
-from safer_ray.core.packing import Pack, StepPlan, build_trees, pack, plan_steps, trees_of_examples
+from safer_ray.core.packing import Pack, build_trees, pack, trees_of_examples
+from safer_ray.core.step_plan import StepPlan, plan_steps
 from safer_ray.errors import LearnerError
 from safer_ray.records import StepPair, TraceExample
 from safer_ray.tables import from_table, read_table
