@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.measure import Bench, Result, Side, result, values
+from benchmarks.measure import Bench, BenchmarkError, Line, Result, Row, Side, values
 
 OURS = "benchmarks.learners:Pairs"
 TRL_DPO = "benchmarks.trl_trainers:Dpo"
@@ -42,15 +42,21 @@ def _trl(shape: Mapping[str, int], best: Mapping[str, Any], every: int = 1) -> S
 
 
 def _sweep(bench: Bench, what: str, sides: list[Side]) -> tuple[int, list[dict[str, Any]]]:
-    """Return the index of the fastest and what each did in one run after a warm-up."""
-    tried = []
+    """Return the index of the fastest and what each did in one run after a warm-up, or why it did nothing."""
+    tried: list[dict[str, Any]] = []
     for side in sides:
-        [figures] = bench.take_turns({f"sweep {what}": side}, runs=1)[f"sweep {what}"]
         options = {
             key: side.settings[key] for key in ("batch", "precompute", "layout", "autocast") if key in side.settings
         }
-        tried.append({**options, "rate": figures["rate"], "peak_rss_mib": figures["peak_rss_mib"]})
+        try:
+            [figures] = bench.take_turns({f"sweep {what}": side}, runs=1)[f"sweep {what}"]
+        except RuntimeError as exc:
+            tried.append({**options, "rate": 0.0, "failed": str(exc)})
+        else:
+            tried.append({**options, "rate": figures["rate"], "peak_rss_mib": figures["peak_rss_mib"]})
     best = max(range(len(tried)), key=lambda index: float(tried[index]["rate"]))
+    if "failed" in tried[best]:
+        raise BenchmarkError(f"every setting of the {what} sweep failed, the last with: {tried[-1]['failed']}")
     bench.say(f"best of the {what} sweep: {tried[best]}")
     return best, tried
 
@@ -65,45 +71,52 @@ def best_dpo(bench: Bench) -> dict[str, Any]:
     return dict(bench.sweeps["dpo"])
 
 
-def _pairs_row(
-    bench: Bench, name: str, goal: str, shape: Mapping[str, int], every: int = 1
-) -> tuple[Result, dict[str, Any]]:
+def _pairs(bench: Bench, line: Line, shape: Mapping[str, int], every: int = 1) -> tuple[Result, dict[str, Any]]:
     sweep = best_dpo(bench)
     sides = {"ours": _ours(shape), "reference": _trl(shape, sweep["best"], every)}
     figures = bench.take_turns(sides)
     settings = {"ours": sides["ours"].settings, "reference": {**sides["reference"].settings, "sweep": sweep["tried"]}}
     rates = {name: values(each) for name, each in figures.items()}
-    return result(name, "pairs/s", f"ratio >= {goal}", rates, settings), figures
+    return line.result(rates, settings), figures
 
 
-def single_pairs(bench: Bench) -> list[Result]:
+SINGLE = Line("one pair per prompt", "pairs/s", "ratio >= 4")
+MEMORY = Line("peak memory at equal work", "MiB", "ratio <= 0.6")
+SIBLINGS = Line("4 siblings, all pairs", "pairs/s", "ratio >= 7")
+TREES = Line("whole trees, 4 x 4", "pairs/s", "ratio >= 12")
+PEAK = Line("packed step: share of matmul peak", "TFLOP/s", "ratio >= 0.55")
+SFT = Line("SFT, real length mix", "tokens/s", "ratio >= 1.5")
+GROWN_TIME = Line("growth, 16x pairs: time per pair", "s", "ratio <= 1.1")
+GROWN_MEMORY = Line("growth, 16x pairs: memory", "MiB", "ratio <= 1.1")
+
+
+def single_pairs(bench: Bench) -> Iterator[Result]:
     """One pair per prompt against DPOTrainer: pairs per second, and the peak of memory in the same runs."""
-    shape = _shape(2 if bench.quick else 4, 2, 1)
-    row, figures = _pairs_row(bench, "one pair per prompt", "4", shape)
+    row, figures = _pairs(bench, SINGLE, _shape(2 if bench.quick else 4, 2, 1))
+    yield row
     peaks = {name: values(each, "peak_rss_mib") for name, each in figures.items()}
-    return [row, result("peak memory at equal work", "MiB", "ratio <= 0.6", peaks, row.settings)]
+    yield MEMORY.result(peaks, row.settings)
 
 
-def sibling_pairs(bench: Bench) -> list[Result]:
+def sibling_pairs(bench: Bench) -> Iterator[Result]:
     """Four siblings at one step, all their pairs."""
-    return [_pairs_row(bench, "4 siblings, all pairs", "7", _shape(1, 4, 1))[0]]
+    yield _pairs(bench, SIBLINGS, _shape(1, 4, 1))[0]
 
 
-def whole_trees(bench: Bench) -> list[Result]:
+def whole_trees(bench: Bench) -> Iterator[Result]:
     """Four steps of four siblings; TRL trains every third of the 24 pairs, two of each step, and its rate is taken."""
-    return [_pairs_row(bench, "whole trees, 4 x 4", "12", _shape(1, 4, 2 if bench.quick else 4), every=3)[0]]
+    yield _pairs(bench, TREES, _shape(1, 4, 2 if bench.quick else 4), every=3)[0]
 
 
-def share_of_peak(bench: Bench) -> list[Result]:
+def share_of_peak(bench: Bench) -> Iterator[Result]:
     """Model FLOP/s of optimiser steps over the bf16 matmul peak measured around each of them."""
-    shape = _shape(2 if bench.quick else 12, 2, 1)
-    side = _ours(shape)
+    side = _ours(_shape(2 if bench.quick else 12, 2, 1))
     figures = bench.take_turns({"ours": side})["ours"]
     rates = {"ours": values(figures, "tflops"), "reference": values(figures, "peak_tflops")}
-    return [result("packed step: share of matmul peak", "TFLOP/s", "ratio >= 0.55", rates, {"ours": side.settings})]
+    yield PEAK.result(rates, {"ours": side.settings})
 
 
-def sft(bench: Bench) -> list[Result]:
+def sft(bench: Bench) -> Iterator[Result]:
     """SFT on real traces against SFTTrainer."""
     work = {"examples": 8 if bench.quick else 16}
     step = {"tokens_per_step": 2048}
@@ -113,12 +126,11 @@ def sft(bench: Bench) -> list[Result]:
     ours = Side(target="benchmarks.learners:Sft", settings={**work, **step, "pack_tokens": PACK_TOKENS})
     figures = bench.take_turns({"ours": ours, "reference": theirs[best]})
     rates = {name: values(each) for name, each in figures.items()}
-    settings = {"ours": ours.settings, "reference": {**theirs[best].settings, "sweep": tried}}
-    return [result("SFT, real length mix", "tokens/s", "ratio >= 1.5", rates, settings)]
+    yield SFT.result(rates, {"ours": ours.settings, "reference": {**theirs[best].settings, "sweep": tried}})
 
 
-def growth(bench: Bench) -> list[Result]:
-    """Seconds per pair and memory at 1, 4 and 16 times the pairs, optimiser steps of equal size."""
+def growth(bench: Bench) -> Iterator[Result]:
+    """Seconds per pair and memory at 1, 4 and 16 times the pairs (quick: 1 and 4), steps of equal size."""
     pairs = 2
     sizes = (1, 4) if bench.quick else (1, 4, 16)
     sides = {
@@ -133,11 +145,15 @@ def growth(bench: Bench) -> list[Result]:
     settings = {name: side.settings for name, side in sides.items()}
     per_pair = {name: [1 / rate for rate in values(each)] for name, each in figures.items()}
     peaks = {name: values(each, "peak_rss_mib") for name, each in figures.items()}
-    rows = []
-    for name, unit, found in (("time per pair", "s", per_pair), ("memory", "MiB", peaks)):
-        runs = {"ours": found[f"{sizes[-1]}x"], "reference": found["1x"], **found}
-        rows.append(result(f"growth, {sizes[-1]}x pairs: {name}", unit, "ratio <= 1.1", runs, settings))
-    return rows
+    for line, found in ((GROWN_TIME, per_pair), (GROWN_MEMORY, peaks)):
+        yield line.result({"ours": found[f"{sizes[-1]}x"], "reference": found["1x"], **found}, settings)
 
 
-ROWS = (single_pairs, sibling_pairs, whole_trees, share_of_peak, sft, growth)
+ROWS = (
+    Row(name="single_pairs", lines=(SINGLE, MEMORY), measure=single_pairs, deadline_s=900),
+    Row(name="sibling_pairs", lines=(SIBLINGS,), measure=sibling_pairs, deadline_s=600),
+    Row(name="whole_trees", lines=(TREES,), measure=whole_trees, deadline_s=600),
+    Row(name="share_of_peak", lines=(PEAK,), measure=share_of_peak, deadline_s=240),
+    Row(name="sft", lines=(SFT,), measure=sft, deadline_s=600),
+    Row(name="growth", lines=(GROWN_TIME, GROWN_MEMORY), measure=growth, deadline_s=300),
+)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import learner_rows, serving_rows
-from benchmarks.measure import Bench
+from benchmarks.measure import Bench, Row
 from benchmarks.table import machine, show, write_document
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = {row.__name__: row for row in (*learner_rows.ROWS, *serving_rows.ROWS)}
+ROWS = {row.name: row for row in (*serving_rows.ROWS, *learner_rows.ROWS)}
+LINES = tuple(line.name for row in ROWS.values() for line in row.lines)
+Found = dict[str, dict[str, Any]]
 
 
 def _arguments() -> argparse.Namespace:
@@ -25,14 +28,40 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=0, help="runs of each side (default 5; quick 2)")
     parser.add_argument("--threads", type=int, default=0, help="threads of each subject (default: the cores given)")
     parser.add_argument(
-        "--only", nargs="*", default=list(ROWS), choices=list(ROWS), help="only these rows; kept ones stay"
+        "--only", nargs="*", default=list(ROWS), choices=list(ROWS), help="only these rows; the others stay as they are"
     )
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no row later than this (default 60)")
     parser.add_argument("--note", default="", help="a sentence about the machine, kept with the results")
     return parser.parse_args()
 
 
+def read_kept(path: Path) -> Found:
+    """Return the lines measured earlier by name; none if there is no file."""
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    return {row["name"]: row for row in rows if row["name"] in LINES}
+
+
+def measure(row: Row, bench: Bench, found: Found, facts: dict[str, str]) -> None:
+    """Measure one row and put its lines into ``found``, each with where and when it was measured."""
+    begin = time.perf_counter()
+    began_at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    for line in row.results(bench):
+        took = {"row": row.name, "began_at": began_at, "took_s": f"{time.perf_counter() - begin:.0f}"}
+        found[line.name] = {**line.as_dict(), "settings": {**line.settings, "machine": {**facts, **took}}}
+        what = line.settings.get("failed") or f"ratio {line.ratio}, ours {line.ours}, {line.goal}: {line.met}"
+        bench.say(f"[bold]{line.name}[/bold]: {what}")
+
+
+def write_results(found: Found, path: Path) -> Sequence[dict[str, Any]]:
+    """Write the lines in the order of the table; return them."""
+    rows = [found[name] for name in LINES if name in found]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1, default=str) + "\n")
+    return rows
+
+
 def main() -> None:
-    """Run what was asked for."""
+    """Run what was asked for; after every row the results and the table of the document are written."""
     asked = _arguments()
     cores = sorted(os.sched_getaffinity(0))
     threads = asked.threads or len(cores)
@@ -44,28 +73,21 @@ def main() -> None:
     bench = Bench(runs=asked.runs or (2 if asked.quick else 5), threads=threads, quick=asked.quick)
     begin = time.perf_counter()
     target = RESULTS / ("tmp/quick.json" if asked.quick else "latest.json")
-    kept = json.loads(target.read_text()) if target.is_file() and asked.only != list(ROWS) else []
-    found: dict[str, dict[str, object]] = {row["name"]: row for row in kept}
-    facts = {**machine(), "cores": str(cores), "threads": str(threads), "note": asked.note}
+    found = read_kept(target)
+    facts = {**machine(), "cores": str(len(cores)), "threads": str(threads), "note": asked.note}
+    rows: Sequence[dict[str, Any]] = list(found.values())
     for name in asked.only:
+        minutes = (time.perf_counter() - begin) / 60
+        if minutes > asked.minutes:
+            bench.say(f"[bold]{name}[/bold]: not begun, {minutes:.0f} minutes are over; run it with --only {name}")
+            continue
         bench.say(f"[bold]{name}[/bold]")
-        for row in ROWS[name](bench):
-            found[row.name] = {**row.as_dict(), "settings": {**row.settings, "machine": facts}}
-            bench.say(
-                f"[bold]{row.name}[/bold]: ratio {row.ratio}, ours {row.ours:.4g} {row.unit}, {row.goal}: {row.met}"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(list(found.values()), indent=1, default=str) + "\n")
-    minutes = (time.perf_counter() - begin) / 60
-    rows = list(found.values())
+        measure(ROWS[name], bench, found, facts)
+        rows = write_results(found, target)
+        if not asked.quick:
+            write_document(rows)
     show(rows, bench.console)
-    bench.say(f"{len(rows)} rows in {minutes:.1f} min, in {target}")
-    if not asked.quick:
-        command = (
-            "make bench" if asked.only == list(ROWS) else "python -m benchmarks.run --only " + " ".join(asked.only)
-        )
-        write_document(rows, {**facts, "minutes": f"{minutes:.1f}", "command": command})
-    sys.exit(0)
+    bench.say(f"{len(rows)} of {len(LINES)} lines in {(time.perf_counter() - begin) / 60:.1f} min, in {target}")
 
 
 if __name__ == "__main__":

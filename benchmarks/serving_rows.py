@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks.measure import Bench, Result, Side, result, values
+from collections.abc import Iterator
+
+from benchmarks.measure import Bench, Line, Result, Row, Side, values
+
+THROUGH_RAY = Line("sampler through Ray", "tokens/s", "ratio >= 0.95")
+TREES = Line("step-wise trees: tokens computed", "tokens", "ratio <= 0.5")
+PUBLISH = {1: Line("publish to 1 sampler", "s", "ours <= 0.25"), 4: Line("publish to 4 samplers", "s", "ours <= 0.5")}
+RULE_JUDGE = Line("rule judge", "steps/s", "ours >= 5000")
+ROUNDS = Line("overlapped rounds, lag at most 1", "s", "ratio <= 0.65")
 
 
-def through_ray(bench: Bench) -> list[Result]:
+def through_ray(bench: Bench) -> Iterator[Result]:
     """Generated tokens per second through Ray against bare vLLM."""
     load = (
         {"prompts": 3, "siblings": 4, "step_tokens": 16}
@@ -18,41 +26,36 @@ def through_ray(bench: Bench) -> list[Result]:
     }
     figures = bench.take_turns(sides)
     rates = {name: values(each) for name, each in figures.items()}
-    return [result("sampler through Ray", "tokens/s", "ratio >= 0.95", rates, load)]
+    yield THROUGH_RAY.result(rates, load)
 
 
-def stepwise_trees(bench: Bench) -> list[Result]:
+def stepwise_trees(bench: Bench) -> Iterator[Result]:
     """Tokens that went through the model while trees grew, against siblings sampled each from its prompt."""
     load = {"prompts": 2, "siblings": 4, "step_tokens": 24 if bench.quick else 60, "prompt_tokens": 250}
     side = Side(target="benchmarks.samplers:StepwiseTrees", settings=load)
     figures = bench.take_turns({"ours": side})["ours"]
     tokens = {"ours": values(figures, "computed_tokens"), "reference": values(figures, "alone_tokens")}
     settings = {**load, "prefix_cache_hit_rate": values(figures, "hit_rate")}
-    return [result("step-wise trees: tokens computed", "tokens", "ratio <= 0.5", tokens, settings)]
+    yield TREES.result(tokens, settings)
 
 
-def publishing(bench: Bench) -> list[Result]:
+def publishing(bench: Bench) -> Iterator[Result]:
     """Seconds from trained weights to samplers that confirmed them; the reference is a copy of the same bytes."""
-    rows = []
-    for samplers, goal in ((1, "0.25"), (4, "0.5"))[: 1 if bench.quick else 2]:
+    for samplers in (1,) if bench.quick else tuple(PUBLISH):
         side = Side(target="benchmarks.samplers:Publishing", settings={"samplers": samplers})
         figures = bench.take_turns({"ours": side})["ours"]
         runs = {"ours": values(figures), "reference": values(figures, "copy_s"), "write": values(figures, "write_s")}
-        settings = {**side.settings, "nbytes": figures[0]["nbytes"]}
-        rows.append(
-            result(f"publish to {samplers} sampler{'s' * (samplers > 1)}", "s", f"ours <= {goal}", runs, settings)
-        )
-    return rows
+        yield PUBLISH[samplers].result(runs, {**side.settings, "nbytes": figures[0]["nbytes"]})
 
 
-def rule_judge(bench: Bench) -> list[Result]:
+def rule_judge(bench: Bench) -> Iterator[Result]:
     """Steps judged per second of one core, from Arrow to Arrow."""
     side = Side(target="benchmarks.judging:RuleJudging", settings={"rollouts": 100 if bench.quick else 1000})
     figures = bench.take_turns({"ours": side})["ours"]
-    return [result("rule judge", "steps/s", "ours >= 5000", {"ours": values(figures)}, side.settings)]
+    yield RULE_JUDGE.result({"ours": values(figures)}, side.settings)
 
 
-def overlapped_rounds(bench: Bench) -> list[Result]:
+def overlapped_rounds(bench: Bench) -> Iterator[Result]:
     """Wall time of rounds that explore while they train, lag at most 1, against the same rounds one after the other.
 
     A run of many rounds is one measurement: the first and the last round cannot overlap.
@@ -66,8 +69,13 @@ def overlapped_rounds(bench: Bench) -> list[Result]:
     figures = bench.take_turns(sides, runs=1)
     seconds = {name: values(each, "seconds") for name, each in figures.items()}
     details = {name: {key: each[0][key] for key in ("stages", "pairs")} for name, each in figures.items()}
-    settings = {**work, **details}
-    return [result("overlapped rounds, lag at most 1", "s", "ratio <= 0.65", seconds, settings)]
+    yield ROUNDS.result(seconds, {**work, **details})
 
 
-ROWS = (through_ray, stepwise_trees, publishing, rule_judge, overlapped_rounds)
+ROWS = (
+    Row(name="through_ray", lines=(THROUGH_RAY,), measure=through_ray, deadline_s=420),
+    Row(name="stepwise_trees", lines=(TREES,), measure=stepwise_trees, deadline_s=300),
+    Row(name="publishing", lines=tuple(PUBLISH.values()), measure=publishing, deadline_s=480),
+    Row(name="rule_judge", lines=(RULE_JUDGE,), measure=rule_judge, deadline_s=180),
+    Row(name="overlapped_rounds", lines=(ROUNDS,), measure=overlapped_rounds, deadline_s=900),
+)

@@ -6,10 +6,14 @@ cores and each has a memory peak of its own. What a library writes to standard o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -31,19 +35,21 @@ class Subject(Protocol):
 
 
 class Worker:
-    """The parent's side of one subject.
+    """The parent's side of one subject. ``until`` is the ``time.monotonic`` by which every answer must have come.
 
     Raises:
         RuntimeError: if the subject cannot be built or dies, with the end of its log.
+        TimeoutError: if it did not answer by ``until``; it is ended then.
     """
 
-    def __init__(self, target: str, settings: Mapping[str, Any], log: Path) -> None:
-        self.target, self.settings, self._log = target, dict(settings), log
+    def __init__(self, target: str, settings: Mapping[str, Any], log: Path, until: float = float("inf")) -> None:
+        self.target, self.settings, self._log, self._until = target, dict(settings), log, until
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as sink:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker", target, json.dumps(self.settings)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, cwd=REPOSITORY, text=True,
+                start_new_session=True,  # a group of its own, so that what it started ends with it
             )  # fmt: skip
         self.ready = self._answer()
 
@@ -55,23 +61,42 @@ class Worker:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        stdout = self._process.stdout
+        assert stdout is not None
+        left = max(0.0, self._until - time.monotonic())
+        if not select.select([stdout], [], [], None if left == float("inf") else left)[0]:
+            self._kill()
+            raise TimeoutError(f"{self.target}: no answer by the deadline of the row, so it was ended")
+        line = stdout.readline()
         if not line:
-            self._process.wait()
-            tail = self._log.read_text(errors="replace")[-1500:]
-            raise RuntimeError(f"{self.target} {self.settings}: ended with {self._process.returncode}\n{tail}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=5)
+            self._kill()
+            tail = self._log.read_text(errors="replace").strip()[-400:]
+            raise RuntimeError(f"{self.target}: ended with {self._process.returncode}: {tail}")
         return dict(json.loads(line))
 
     def close(self) -> None:
         """End the process."""
-        if self._process.stdin is not None:
+        if self._process.poll() is None:
+            assert self._process.stdin is not None
             self._process.stdin.close()
-        try:
-            self._process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            try:
+                self._process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self._kill()
+        self._let_go()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def peak_rss_mib(*, reset: bool = False) -> float:
