@@ -34,9 +34,10 @@ from safer_ray.core.events import Event, Judged, Lost, Published, Sealed, Steppe
 from safer_ray.core.loop import LoopState
 from safer_ray.core.plan import Phase, PlanSizes, make_plan
 from safer_ray.core.policies import POLICIES, Limits
-from safer_ray.driver import Pace, drive, replay
+from safer_ray.driver import Pace, drive
 from safer_ray.journal import JOURNAL, Journal, read_journal
 from safer_ray.prepare import prepare
+from safer_ray.resume import Past
 from safer_ray.rundir import RunDir
 from safer_ray.summary import machine
 
@@ -126,13 +127,13 @@ def alone(args: argparse.Namespace) -> None:
     keep(
         [
             row("driver_events_per_wall_s", events / wall, "events/s", ">= 3000", **n, **settings),
-            row("driver_events_per_cpu_s", events / cpu, "events/s", ">= 3000", **n, **settings),
+            row("driver_events_per_cpu_s", events / cpu, "events/s", **n, **settings),
             row("driver_memory_peak", max(watch.memory_mib), "MiB", "<= 600", n=len(watch.memory_mib), **settings),
             row("driver_memory_growth_after_10_percent", late[-1] - late[0], "MiB", n=len(late), **settings),
             row("journal_bytes_per_event", nbytes / resumed["events"], "bytes", n=resumed["events"], **settings),
             row("journal_size", nbytes / _MIB, "MiB", n=resumed["events"], **settings),
             row("resume_wall", resumed["wall_s"], "s", "<= 20", n=resumed["events"], **settings),
-            row("resume_cpu", resumed["cpu_s"], "s", "<= 20", n=resumed["events"], **settings),
+            row("resume_cpu", resumed["cpu_s"], "s", n=resumed["events"], **settings),
             row("resume_memory_peak", resumed["memory_mib"], "MiB", "<= 600", n=resumed["events"], **settings),
         ]
     )
@@ -147,24 +148,18 @@ def _resumed(run_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resume(args: argparse.Namespace) -> None:
-    """Open the journal for writing and fold it; print what that took."""
-    wall, cpu, events = time.perf_counter(), time.process_time(), 0
-    journal, _, entries, _ = Journal.resume(Path(args.run))
-    state = LoopState.of(plan_of(args.prompts, args.policy))
-
-    def counted() -> Any:
-        nonlocal events
-        for entry in entries:
-            events += 1
-            yield entry
-
-    replay(state, counted())
+    """Open the journal for writing and read it as a resumed run does; print what that took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    journal, _, history, _ = Journal.resume(Path(args.run))
+    state = Past.of(history, plan_of(args.prompts, args.policy)).state
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     journal.close()
     assert state.current is None, "the journal does not hold the whole run"
     assert state.lost_items == 0, "the journal lost a prompt"
     memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    sys.stdout.write(json.dumps({"wall_s": wall, "cpu_s": cpu, "events": events, "memory_mib": memory_mib}))
+    sys.stdout.write(
+        json.dumps({"wall_s": wall, "cpu_s": cpu, "events": history.event_count, "memory_mib": memory_mib})
+    )
 
 
 # ---- what journalling costs a real run ----

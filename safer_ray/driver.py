@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from safer_ray.backends.world import World
@@ -11,7 +11,7 @@ from safer_ray.core.events import Event, is_durable
 from safer_ray.core.loop import LoopState, admitted, apply, awaited, submitted
 from safer_ray.core.policies import Limits, Policy
 from safer_ray.errors import ClusterError
-from safer_ray.journal import Entry, Journal
+from safer_ray.journal import Journal
 
 Observer = Callable[[LoopState, Event, float], None]
 """Called after every accepted event with the state, the event and its time (seconds since the epoch)."""
@@ -55,9 +55,3 @@ def drive(state: LoopState, world: World, journal: Journal, *, pace: Pace, obser
             continue
         at = journal.append(event).at if is_durable(event) else time.time()
         observe(state, event, at)
-
-
-def replay(state: LoopState, entries: Iterable[Entry]) -> None:
-    """Fold a journal's entries into a fresh state."""
-    for entry in entries:
-        apply(state, entry.event)

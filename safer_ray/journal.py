@@ -17,18 +17,33 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+import msgspec
+
 from safer_ray.core.events import Event, Judged, from_json, to_json
 from safer_ray.errors import JournalError
 
 JOURNAL = "journal.jsonl"
+_JUDGED = b'"event":"Judged"'
+_AS_JUDGED = msgspec.json.Decoder(Judged)
+"""Reads the one kind of event that comes in millions; what it refuses is looked at by ``from_json``, which says why."""
 _LOCK = "writer.lock"
 _LOCK_TRIES, _LOCK_PAUSE_S = 5, 0.02
 """Whoever only asks who the writer is holds the lock for microseconds; a writer must not take that for another one."""
+_NEAR = 48
+"""Bytes of a line in which it says what event it is."""
+
+
+class _Time(msgspec.Struct, frozen=True):
+    at: float
+
+
+_AS_TIME = msgspec.json.Decoder(_Time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +72,6 @@ def _line(row: Mapping[str, Any]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
-def _body(line: bytes) -> bytes | None:
-    """Return the JSON of a line that is whole, else None."""
-    body = line[9:-1]
-    whole = line.endswith(b"\n") and line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(body)
-    return body if whole else None
-
-
 def _row(body: bytes, path: Path) -> dict[str, Any]:
     try:
         row = json.loads(body)
@@ -81,7 +89,8 @@ def _other_version(path: Path, why: object) -> JournalError:
 class History:
     """What a journal holds, read lazily and any number of times: a million events never lie in memory at once.
 
-    ``head`` is as the last resumption left it; ``size`` counts the bytes of the part that is whole.
+    ``head`` is as the last resumption left it; ``size`` counts the bytes of the part that is whole,
+    ``event_count`` the events in it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,16 +98,17 @@ class History:
         self.head: dict[str, Any] = {}
         self.accepted: list[Accepted] = []
         self.size = 0
-        self.events = 0
+        self.event_count = 0
         with _opened(path) as source:
             self._scan(source)
         if not isinstance(self.head, dict) or not self.size:
             raise JournalError(f"journal {path}: the first line is damaged; start the run anew in an empty directory")
 
     def _scan(self, source: BinaryIO) -> None:
+        crc32 = zlib.crc32
         for line in source:
-            body = _body(line)
-            if body is None:
+            body = line[9:-1]
+            if line[:9] != b"%08x " % crc32(body) or line[-1:] != b"\n":
                 return
             if self.size == 0:
                 self.head = _row(body, self.path).get("head", ...)
@@ -107,7 +117,7 @@ class History:
             elif body.startswith(b'{"accept"'):
                 self._note_accepted(_row(body, self.path))
             else:
-                self.events += 1
+                self.event_count += 1
             self.size += len(line)
 
     def _note_accepted(self, row: dict[str, Any]) -> None:
@@ -127,22 +137,40 @@ class History:
         Raises:
             JournalError: if a whole line is no event of this version.
         """
+        for body, event in self._events():
+            try:
+                yield Entry(at=_AS_TIME.decode(body).at, event=event)
+            except msgspec.MsgspecError as exc:
+                raise _other_version(self.path, exc) from exc
+
+    def events(self) -> Iterator[Event]:
+        """Yield what ``__iter__`` does without the times, in a third of its time: a state is folded from no more.
+
+        Raises:
+            JournalError: if a whole line is no event of this version.
+        """
+        return (event for _, event in self._events())
+
+    def _events(self) -> Iterator[tuple[bytes, Event]]:
         anew = {phase: accepted.offset for accepted in self.accepted for phase in accepted.restarted}
         with _opened(self.path) as source:
             offset = len(source.readline())
-            while offset < self.size:
-                line = source.readline()
+            for line in source:
+                if offset >= self.size:
+                    return
                 body = line[9:-1]
                 if not body.startswith(b'{"accept"'):
-                    entry = self._entry(body)
-                    if offset >= anew.get(entry.event.phase, 0):
-                        yield entry
+                    event = self._event(body)
+                    if not anew or offset >= anew.get(event.phase, 0):
+                        yield body, event
                 offset += len(line)
 
-    def _entry(self, body: bytes) -> Entry:
-        row = _row(body, self.path)
+    def _event(self, body: bytes) -> Event:
+        if _JUDGED in body[:_NEAR]:
+            with suppress(msgspec.MsgspecError):
+                return _AS_JUDGED.decode(body)
         try:
-            return Entry(at=float(row["at"]), event=from_json(row))
+            return from_json(_row(body, self.path))
         except (KeyError, TypeError, ValueError) as exc:
             raise _other_version(self.path, exc) from exc
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from safer_ray.backends.checkpoint import checkpoint_facts, damaged_files
 from safer_ray.config import RunConfig
 from safer_ray.core.events import Event, Judged, Reopened, Sealed, Trained
+from safer_ray.core.loop import LoopState, apply
 from safer_ray.core.plan import Phase
 from safer_ray.errors import JournalError
 from safer_ray.journal import History, Journal
@@ -106,11 +107,12 @@ def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
 class Past:
     """What a resumption looks at, gathered in one pass over the journal.
 
-    ``files`` are the digests of the final files of sealed phases, ``shards`` those of the finished items of the phases
-    that are not sealed.
+    ``state`` is the fold of all events over the plan to go on with; ``files`` are the digests of the final files of
+    sealed phases, ``shards`` those of the finished items of the phases that are not sealed.
     """
 
     history: History
+    state: LoopState
     begun: set[str] = field(default_factory=set)
     sealed: set[str] = field(default_factory=set)
     trained: Trained | None = None
@@ -118,11 +120,12 @@ class Past:
     shards: dict[str, dict[int, str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, history: History) -> Past:
-        """Read the journal."""
-        past = cls(history)
-        for entry in history:
-            past._note(entry.event)
+    def of(cls, history: History, plan: Sequence[Phase]) -> Past:
+        """Read the journal; ``plan`` is the one to go on with."""
+        past = cls(history, LoopState.of(plan))
+        for event in history.events():
+            apply(past.state, event)
+            past._note(event)
         return past
 
     def _note(self, event: Event) -> None:
@@ -226,8 +229,7 @@ def note_resumption(journal: Journal, plan: Resumption) -> None:
 def journalled_shards(path: Path, phase: str) -> dict[int, str]:
     """Return the digest of each finished item's shard of a phase, as the journal at ``path`` names it."""
     found: dict[int, str] = {}
-    for entry in History(path):
-        event = entry.event
+    for event in History(path).events():
         if event.phase == phase and isinstance(event, Judged) and event.final:
             found[event.item] = event.shard
         elif event.phase == phase and isinstance(event, Reopened):
@@ -249,8 +251,7 @@ def reopened(run_dir: RunDir, past: Past) -> list[Reopened]:
             elif digest and now != digest:
                 faults[phase, item] = f"shard {path.name} is damaged"
     found = {}
-    for entry in past.history if faults else ():
-        event = entry.event
+    for event in past.history.events() if faults else ():
         if isinstance(event, Judged) and event.final and (event.phase, event.item) in faults:
             reason = faults[event.phase, event.item]
             again = Reopened(phase=event.phase, item=event.item, reason=reason, counts=event.counts)

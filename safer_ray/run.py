@@ -27,7 +27,7 @@ from safer_ray.core.loop import LoopState
 from safer_ray.core.plan import Phase
 from safer_ray.core.policies import POLICIES, Limits
 from safer_ray.data_card import write_data_card
-from safer_ray.driver import Observer, Pace, drive, replay
+from safer_ray.driver import Observer, Pace, drive
 from safer_ray.errors import JournalError, boundary
 from safer_ray.journal import JOURNAL, History
 from safer_ray.prepare import Preparation
@@ -74,9 +74,9 @@ def execute(
 
     A run that is stopped or fails leaves a summary and a report of what was done, and can be resumed.
     """
-    journal, prep = open_journal(prep, run_dir, resume=resume, overwrite=overwrite, accept=accept)
+    journal, prep, state = open_journal(prep, run_dir, resume=resume, overwrite=overwrite, accept=accept)
     config = prep.config
-    record = _Record(prep=prep, run_dir=run_dir, state=LoopState.of(prep.phases), extra={})
+    record = _Record(prep=prep, run_dir=run_dir, state=state, extra={})
 
     def note(state: LoopState, event: Event, at: float) -> None:
         if isinstance(event, Trained):
@@ -87,7 +87,6 @@ def execute(
         stack.callback(journal.close)
         stack.enter_context(_log_to(run_dir.log))
         stack.callback(record.conclude)
-        replay(record.state, History(run_dir.root / JOURNAL))
         with boundary(JournalError, f"run directory {run_dir.root}: cannot be written; free space or fix permissions"):
             _write_inputs(prep, run_dir)
         peak = MemoryPeak()

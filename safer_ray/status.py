@@ -100,7 +100,7 @@ def read_status(run_dir: RunDir) -> RunStatus:
         "writer": writer,
         "policy_version": ledger.policy_version,
         "journal": {
-            "events": history.events,
+            "events": history.event_count,
             "bytes": history.size,
             "torn_bytes": journal.stat().st_size - history.size,
             "last_event_age_s": round(max(0.0, now - last_at), 1),

@@ -20,7 +20,7 @@ from safer_ray.core.items import Breadth, ItemBook
 from safer_ray.core.loop import LoopState
 from safer_ray.core.pairing import PairingRules
 from safer_ray.core.policies import POLICIES, Limits
-from safer_ray.driver import Pace, drive, replay
+from safer_ray.driver import Pace, drive
 from safer_ray.journal import JOURNAL, Entry, read_journal
 from safer_ray.prepare import Preparation, prepare
 from safer_ray.records import Prompt
@@ -164,9 +164,8 @@ def carry_out(
         StoppedRun: after ``stop_after`` accepted events (0: never), or once ``stop_when`` is true of one.
     """
     run_dir, begun = RunDir(root), (root / JOURNAL).exists()
-    journal, prep = open_journal(prep, run_dir, resume=begun, overwrite=False, accept=accept)
-    state, entries = LoopState.of(prep.phases), read_journal(root / JOURNAL)[1]
-    replay(state, entries)
+    journal, prep, state = open_journal(prep, run_dir, resume=begun, overwrite=False, accept=accept)
+    entries = read_journal(root / JOURNAL)[1]
     accepted = 0
 
     def note(state: LoopState, event: Event, at: float) -> None:

@@ -13,9 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Sealed, Stepped, Trained
+from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Sealed, Stepped, Trained, from_json
+from safer_ray.core.loop import fold
+from safer_ray.core.plan import Phase
 from safer_ray.errors import JournalError
-from safer_ray.journal import JOURNAL, Entry, Journal, read_journal
+from safer_ray.journal import JOURNAL, Entry, History, Journal, read_journal
+from safer_ray.resume import Past
 
 LAW = settings(max_examples=50, deadline=None)
 HEAD: dict[str, Any] = {"name": "demo", "seed": 7, "config_hash": "f00d"}
@@ -93,6 +96,54 @@ def test_a_journal_cut_anywhere_gives_a_prefix_and_goes_on_from_there(
     assert (head, list(entries)) == (HEAD, written[: lines - 1])
     assert torn == kept - (whole[:kept].rfind(b"\n") + 1)
     assert read_journal(path)[1] == [*entries, added]
+
+
+@LAW
+@given(
+    st.fixed_dictionaries(
+        {"event": st.just("Judged"), "phase": phase, "item": number, "level": number, "attempt": number},
+        optional={"final": st.booleans(), "counts": st.dictionaries(text, number, max_size=3), "shard": text},
+    ),
+    st.dictionaries(
+        st.sampled_from(["phase", "item", "level", "final", "counts", "shard", "new"]),
+        st.none() | st.booleans() | st.floats() | st.integers() | text | st.dictionaries(text, st.floats(), max_size=2),
+        max_size=2,
+    ),
+)
+def test_reading_fast_gives_the_event_that_reading_slowly_gives(
+    scratch: Path, row: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """Whatever a line with a right checksum says of a judged prompt: the same event, or both refuse it."""
+    write(scratch, [])
+    body = json.dumps({"at": 1.0, **row, **other}, separators=(",", ":")).encode()
+    path = scratch / JOURNAL
+    with path.open("ab") as sink:
+        sink.write(b"%08x %s\n" % (zlib.crc32(body), body))
+    try:
+        wanted = from_json(json.loads(body))
+    except ValueError:
+        with pytest.raises(JournalError, match="written by another version"):
+            list(History(path).events())
+        return
+    assert list(map(repr, History(path).events())) == [repr(wanted)]
+
+
+@LAW
+@given(histories, st.integers(0, 10**6))
+def test_a_resumption_folds_what_a_fold_of_everything_gives_wherever_the_journal_ends(
+    scratch: Path, history: list[Event], place: int
+) -> None:
+    plan = [Phase(name=name, kind="explore", items=10**6 + 1) for name in ("teach", "explore-1", "evaluate-base")]
+    write(scratch, history)
+    path = scratch / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = place % len(lines)
+    path.write_bytes(b"".join(lines[: kept + 1]) + lines[-1][: place % len(lines[-1])])
+    journal, _, found, _ = Journal.resume(scratch)
+    journal.close()
+    past = Past.of(found, plan)
+    assert past.state == fold(plan, history[:kept])
+    assert [entry.event for entry in found] == list(found.events()) == history[:kept]
 
 
 def test_a_line_that_lacks_only_its_end_is_torn(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_shard_that_is_gone_or_cut_is_made_again(finished_run: LocalRun, again
         shard.unlink()
     else:
         shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    found = reopened(RunDir(again), Past.of(History(again / JOURNAL)))
+    found = reopened(RunDir(again), Past.of(History(again / JOURNAL), ()))
     assert [event.reason.endswith("is gone" if fault == "gone" else "is damaged") for event in found] == [True]
     run = carry_out(finished_run.prep, again)
     assert [type(entry.event) for entry in run.entries].count(Reopened) == 1

@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks.soak import Watch, plan_of
 from benchmarks.soak_world import SimulatedSamplers
-from safer_ray.core.loop import LoopState
+from safer_ray.core.loop import LoopState, fold
 from safer_ray.core.policies import POLICIES, Limits
-from safer_ray.driver import Pace, drive, replay
-from safer_ray.journal import JOURNAL, Journal, read_journal
+from safer_ray.driver import Pace, drive
+from safer_ray.journal import JOURNAL, History, Journal
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -24,7 +24,6 @@ def test_a_small_soak_ends_and_its_journal_folds_to_the_same_items(tmp_path: Pat
     assert state.lost_items == 0
     assert watch.events >= 500 * 2 * 2
     assert world.now_s > 0
-    again = LoopState.of(plan_of(500, policy))
-    replay(again, read_journal(tmp_path / "run" / JOURNAL)[1])
+    again = fold(plan_of(500, policy), History(tmp_path / "run" / JOURNAL).events())
     assert [bytes(p.done) for p in again.phases] == [bytes(p.done) for p in state.phases]
     assert again.current is None
