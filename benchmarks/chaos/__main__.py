@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -20,6 +18,7 @@ from benchmarks.chaos import local
 from benchmarks.chaos.breaking import Breaker, Broken
 from benchmarks.chaos.faults import KINDS, Kind, plan_faults
 from benchmarks.chaos.ledger import Ledger, read_ledger
+from benchmarks.chaos.results import Keep, Results, forget
 from benchmarks.chaos.stage import SmallDisk, Stage, marked_environment, shared_memory, workers
 from benchmarks.chaos.tally import Tally, left_after
 from safer_ray.config_file import find_job, load_config
@@ -27,7 +26,7 @@ from safer_ray.journal import JOURNAL
 from safer_ray.prepare import Preparation, prepare
 
 RESULTS = Path(__file__).parents[1] / "results" / "chaos.json"
-DEADLINE_S = 180.0
+DEADLINE_S = 300.0
 GONE_S = 20.0
 JOB_SEEDS = 4
 """Broken runs share this many unbroken ones to be compared with."""
@@ -46,7 +45,7 @@ class Fakes:
 
     def _words(self, job_seed: int, root: Path) -> list[str]:
         sets = (f"seed={job_seed}", f"cluster.address={self._stage.address}", "loop.max_tries=20",
-                "loop.start_deadline_s=60", "loop.call_deadline_s=30", *PLACES)  # fmt: skip
+                "loop.start_deadline_s=120", "loop.call_deadline_s=30", *PLACES)  # fmt: skip
         return ["run", "tiny_fake", f"--run-dir={root}", *(word for each in sets for word in ("--set", each))]
 
     def _unbroken(self, job_seed: int) -> tuple[Preparation, Ledger, int]:
@@ -102,7 +101,8 @@ class Fakes:
 
 def judged(result: Broken, prep: Preparation, whole: Ledger, root: Path, who: str) -> Tally:
     """Compare a broken run's directory with the unbroken one's and say how it went."""
-    tally = Tally(runs=1, faults=len(result.done), by_fault=dict(Counter(result.done)))
+    tally = Tally(runs=1, faults=len(result.done), by_fault=dict(Counter(result.done)), names=[who])
+    tally.wall_s = result.wall_s
     tally.resumptions, tally.tracebacks = result.drivers - 1, result.tracebacks
     different: list[str] = []
     if result.hung:
@@ -124,7 +124,7 @@ def _possible(kinds: tuple[Kind, ...], disk: SmallDisk) -> tuple[Kind, ...]:
     return kinds if disk.mounted else tuple(kind for kind in kinds if kind != "full disk")
 
 
-def break_local(seeds: Iterable[int], budget_s: float = float("inf")) -> Tally:
+def break_local(seeds: Iterable[int], budget_s: float = float("inf"), keep: Keep = forget) -> Tally:
     """Break one run per seed, each a driver process with the fakes in it, until the budget is used up."""
     total, begun, scratch = Tally(), time.monotonic(), Path(tempfile.mkdtemp(prefix="chaos-"))
     wholes: dict[int, tuple[Preparation, Ledger, int]] = {}
@@ -133,11 +133,12 @@ def break_local(seeds: Iterable[int], budget_s: float = float("inf")) -> Tally:
             for seed in seeds:
                 if time.monotonic() - begun > budget_s:
                     break
-                total.add(_broken_local(seed, scratch, wholes))
-            total.leaked_processes += left_after(GONE_S)
+                tally = _broken_local(seed, scratch, wholes)
+                tally.leaked_processes += left_after(GONE_S)
+                keep(tally)
+                total.add(tally)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    total.wall_s = round(time.monotonic() - begun, 1)
     return total
 
 
@@ -156,12 +157,12 @@ def _broken_local(seed: int, scratch: Path, wholes: dict[int, tuple[Preparation,
         _, whole, lines = wholes[job_seed]
         faults = plan_faults(seed, lines, _possible(local.KINDS, disk))
         result = Breaker(None, disk, [str(root), str(job_seed)], deadline_s=DEADLINE_S).carry_out(faults)
-        return judged(result, prep, whole, root, f"local seed {seed}")
+        return judged(result, prep, whole, root, f"local {seed}")
     finally:
         disk.close()
 
 
-def break_fakes(seeds: Iterable[int], budget_s: float = float("inf")) -> Tally:
+def break_fakes(seeds: Iterable[int], budget_s: float = float("inf"), keep: Keep = forget) -> Tally:
     """Break one run per seed, until the budget is used up, and count what of the cluster is left behind."""
     total, begun = Tally(), time.monotonic()
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -172,15 +173,19 @@ def break_fakes(seeds: Iterable[int], budget_s: float = float("inf")) -> Tally:
                 for seed in seeds:
                     if time.monotonic() - begun > budget_s:
                         break
-                    total.add(fakes.broken(seed))
+                    tally = fakes.broken(seed)
+                    keep(tally)
+                    total.add(tally)
+                left = Tally()
                 if not fakes.mounts:
-                    total.notes.append("no file system could be mounted here, so no disk was filled")
+                    left.notes.append("no file system could be mounted here, so no disk was filled")
             finally:
                 fakes.close()
-            total.leaked_processes += left_after(GONE_S)
+            left.leaked_processes += left_after(GONE_S)
+            keep(left)
+            total.add(left)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    total.wall_s = round(time.monotonic() - begun, 1)
     return total
 
 
@@ -193,41 +198,38 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2, help="clusters that runs are broken on side by side")
     parser.add_argument("--real", type=int, default=4, help="broken runs on vLLM and DeepSpeed")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no run is begun")
+    parser.add_argument("--resume", action="store_true", help="go on with the results file: only runs it lacks")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures are written")
     given = parser.parse_args()
-    begun = time.monotonic()
+    if not given.resume:
+        given.json.unlink(missing_ok=True)
+    results = Results(given.json)
+    done, last = set(results.read().names), given.first_seed + given.runs
     middle = given.first_seed + max(0, given.runs - given.local)
-    seeds = range(given.first_seed, middle)
-    total = break_local(range(middle, given.first_seed + given.runs), given.budget / 2)
-    total.add(_side_by_side(seeds, given.slots) if given.slots > 1 else break_fakes(seeds, given.budget / 2))
+    break_local([n for n in range(middle, last) if f"local {n}" not in done], given.budget / 2, results.add)
+    seeds = [n for n in range(given.first_seed, middle) if f"seed {n}" not in done]
+    if seeds and given.slots > 1:
+        _side_by_side(seeds, given.slots, given.json)
+    elif seeds:
+        break_fakes(seeds, given.budget / 2, results.add)
     if given.real:
-        from benchmarks.chaos.real import break_real
+        from benchmarks.chaos.real import BREAKS, break_real
 
-        total.add(break_real(given.real))
-    total.wall_s = round(time.monotonic() - begun, 1)
-    text = json.dumps(asdict(total), indent=1, sort_keys=False) + "\n"
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
-    sys.exit(not total.clean)
+        wanted = [fault for fault in BREAKS[: given.real] if f"real {fault.name}" not in done]
+        if wanted:
+            break_real(wanted, results.add)
+    results.close()
+    sys.stdout.write(given.json.read_text(encoding="utf-8") if given.json.exists() else "nothing was carried out\n")
+    sys.exit(not results.read().clean)
 
 
-def _side_by_side(seeds: range, slots: int) -> Tally:
-    """Share the seeds out over processes, each with a cluster of its own."""
-    total = Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        parts = [list(seeds)[slot::slots] for slot in range(slots)]
-        shares = [(part, Path(folder) / f"{slot}.json") for slot, part in enumerate(parts) if part]
-        started = [
-            subprocess.Popen([sys.executable, "-m", "benchmarks.chaos.share", str(path), *map(str, part)])
-            for part, path in shares
-        ]
-        for process in started:
-            process.wait()
-        for _, path in shares:
-            row = json.loads(path.read_text(encoding="utf-8"))
-            total.add(Tally(**row))
-    return total
+def _side_by_side(seeds: list[int], slots: int, figures: Path) -> None:
+    """Share the seeds out over processes, each with a cluster of its own; they add to the figures themselves."""
+    parts = [seeds[slot::slots] for slot in range(slots)]
+    words = [sys.executable, "-m", "benchmarks.chaos.share", str(figures)]
+    started = [subprocess.Popen([*words, *map(str, part)]) for part in parts if part]
+    for process in started:
+        process.wait()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.ledger import Ledger, read_ledger
+from benchmarks.chaos.results import Keep
 from benchmarks.chaos.stage import Driver, marked_environment, marked_processes, shared_memory, workers
 from benchmarks.chaos.tally import Tally, left_after
 from safer_ray.config import RunConfig
@@ -101,9 +102,8 @@ def _kill(role: str, driver: Driver) -> bool:
     return False
 
 
-def break_real(count: int) -> Tally:
-    """Carry one run out unbroken and ``count`` broken ones, and compare prompts, rounds and counts."""
-    total, begun = Tally(), time.monotonic()
+def break_real(faults: Sequence[Break], keep: Keep) -> None:
+    """Carry one run out unbroken and one per fault broken, and compare prompts, rounds and counts."""
     scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         with marked_environment():
@@ -113,18 +113,17 @@ def break_real(count: int) -> Tally:
             if drivers > 1:
                 raise SystemExit(f"the real run that nobody breaks failed: {said}")
             whole = read_ledger(prep, scratch / "whole")
-            for number in range(count):
-                total.add(_broken(job, prep, whole, BREAKS[number % len(BREAKS)]))
+            for fault in faults:
+                keep(_broken(job, prep, whole, fault))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    total.wall_s = round(time.monotonic() - begun, 1)
-    return total
 
 
 def _broken(job: Path, prep: Preparation, whole: Ledger, fault: Break) -> Tally:
     memory, root, begun = shared_memory(), job.with_name(fault.name.replace(" ", "-")), time.monotonic()
     drivers, happened, said = _carry_out(job, root, fault)
     tally = Tally(runs=1, faults=int(happened), by_fault={f"real: {fault.name}": int(happened)})
+    tally.names = [f"real {fault.name}"]
     different: list[str] = []
     if drivers > _MOST_DRIVERS:
         tally.hung = 1
@@ -138,8 +137,8 @@ def _broken(job: Path, prep: Preparation, whole: Ledger, fault: Break) -> Tally:
     tally.leaked_shared_memory = len(shared_memory() - memory)
     if not tally.clean or said:
         tally.notes.append(f"real, {fault.name}: {drivers} drivers; differs: {different}; said: {said}")
-    wall_s = time.monotonic() - begun
-    sys.stdout.write(f"real, {fault.name}: {drivers} drivers, {wall_s:.0f} s, clean: {tally.clean}\n")
+    tally.wall_s = round(time.monotonic() - begun, 1)
+    sys.stdout.write(f"real, {fault.name}: {drivers} drivers, {tally.wall_s:.0f} s, clean: {tally.clean}\n")
     sys.stdout.flush()
     return tally
 

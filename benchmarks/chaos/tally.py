@@ -25,7 +25,10 @@ class Tally:
     tracebacks: int = 0
     resumptions: int = 0
     wall_s: float = 0.0
+    """Of the broken runs, added up; runs side by side count each."""
     by_fault: dict[str, int] = field(default_factory=dict)  # a Counter does not survive asdict
+    names: list[str] = field(default_factory=list)
+    """The runs that were carried out: ``local SEED`` (the driver alone), ``seed SEED`` (on Ray), ``real FAULT``."""
     notes: list[str] = field(default_factory=list)
     """One line per run that was not as it should be."""
 
@@ -35,7 +38,9 @@ class Tally:
                      "leaked_processes", "leaked_shared_memory", "tracebacks", "resumptions"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.by_fault = dict(Counter(self.by_fault) + Counter(other.by_fault))
+        self.names = sorted({*self.names, *other.names})
         self.notes += other.notes
+        self.wall_s = round(self.wall_s + other.wall_s, 1)
 
     @property
     def clean(self) -> bool:
