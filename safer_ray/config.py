@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from safer_ray.judge_config import BUILT_IN, EnsembleConfig, JudgeName, LlmJudgeConfig
+from safer_ray.judge_config import JudgesConfig
 from safer_ray.records import StepKind
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -135,35 +135,17 @@ class SamplerConfig(Section):
         return self
 
 
-class JudgeConfig(Section):
+class JudgeConfig(JudgesConfig):
     """Judges, scaled on their own."""
 
     kind: Literal["rules", "fake"] = Field("rules", description="rules: the checks of the rule pack")
     replicas: Count = Field(1, description="judge actors; they write the traces, too; with elastic: to begin with")
     elastic: ElasticConfig | None = Field(None, description="let the number of judges follow the work")
     resources: Resources = Resources(cpus=0)
-    llm: dict[JudgeName, LlmJudgeConfig] = Field(default_factory=dict, description="judges that are models, by name")
-    reward: tuple[JudgeName, ...] = Field((), description="judges of preferences: rules, or names of llm; empty: kind")
-    selection: tuple[JudgeName, ...] = Field(
-        (), description="judges that filter traces; empty: only the teacher's rules"
-    )
-    reporting: tuple[JudgeName, ...] = Field((), description="judges of evaluations; empty: kind")
-    selection_floor: Fraction = Field(0.5, description="least score of a step of a trace on safety and helpfulness")
-    ensemble: EnsembleConfig = EnsembleConfig()
-    cache: Literal["user", "run", "off"] = Field("user", description="where verdicts of models are kept for later runs")
 
     @model_validator(mode="after")
     def _begins_within_bounds(self) -> JudgeConfig:
         _starts_within(self.replicas, self.elastic, "judge")
-        known = (*BUILT_IN, *self.llm)
-        named = {*self.reward, *self.selection, *self.reporting, *self.ensemble.weights, *self.ensemble.veto.split()}
-        if unknown := sorted(named - set(known)):
-            raise ValueError(f"judge {unknown[0]!r} is not known; judge.llm defines names beside {', '.join(known)}")
-        if taken := sorted(set(self.llm) & set(BUILT_IN)):
-            raise ValueError(f"judge.llm.{taken[0]}: the name {taken[0]} is taken; choose another")
-        compared = {name for name, section in self.llm.items() if section.mode == "pairwise"}
-        if wrong := sorted(compared & {*self.selection, *self.reporting}):
-            raise ValueError(f"judge {wrong[0]} compares siblings (mode pairwise), so it can only be in judge.reward")
         return self
 
 
@@ -390,7 +372,10 @@ class RunConfig(Section):
             raise ValueError("loop.max_lag must be 1 with loop.policy one_round_ahead; fully_async takes any")
         if self.loop.policy == "fully_async" and not self.loop.max_lag:
             raise ValueError("loop.max_lag 0 lets nothing run ahead: raise it, or set loop.policy to synchronous")
-        longest = max(self.sampler.max_trace_tokens, self.sampler.max_answer_tokens, 4 * self.sampler.max_step_tokens)
+        steps = self.sampler.max_step_tokens
+        longest = max(self.sampler.max_trace_tokens, self.sampler.max_answer_tokens, 4 * steps)
+        if self.judge.outcome is not None and "erpo" in self.stages:  # a whole trace may follow the third step
+            longest = max(longest, 3 * steps + self.sampler.max_trace_tokens)
         if longest >= self.sampler.max_model_len:
             raise ValueError(
                 f"sampler.max_model_len {self.sampler.max_model_len} leaves no room for a prompt: "

@@ -83,6 +83,9 @@ def _phases(prep: Preparation) -> Table:
                 table.add_row(phase.name, "-", "-", "-")
                 continue
         table.add_row(phase.name, f"{phase.items:,}", f"{samples:,}", f"{samples * longest:,}")
+        if phase.kind == "explore" and (outcome := config.judge.outcome) is not None:
+            ahead = phase.items * (steps - 1) * config.erpo.siblings * outcome.continuations
+            table.add_row("  continuations", "-", f"{ahead:,}", f"{ahead * sampler.max_trace_tokens:,}")
     return table
 
 

@@ -73,3 +73,56 @@ class EnsembleConfig(BaseModel):
         "rules", description="judge whose low safety score always stands; empty: none"
     )
     veto_below: Share = Field(0.5, description="safety scores below this are a veto")
+
+
+class OutcomeConfig(BaseModel):
+    """Steps valued by what comes of them: continuations sampled after each, judged at their ends by judge.reward."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    continuations: Annotated[int, Field(ge=2)] = Field(4, description="whole continuations sampled after every sibling")
+    axis: Literal["safety", "helpfulness", "both"] = Field(
+        "safety", description="what is valued by continuations; the other axis is judged on the step itself"
+    )
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="least difference of two values that makes a pair"
+    )
+    min_judged: Share = Field(
+        0.5, description="share of the continuations that must be judged, else the step is unscored"
+    )
+
+
+class JudgesConfig(BaseModel):
+    """Which judges there are, and which serves which purpose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    llm: dict[JudgeName, LlmJudgeConfig] = Field(default_factory=dict, description="judges that are models, by name")
+    reward: tuple[JudgeName, ...] = Field((), description="judges of preferences: rules, or names of llm; empty: kind")
+    selection: tuple[JudgeName, ...] = Field(
+        (), description="judges that filter traces; empty: only the teacher's rules"
+    )
+    reporting: tuple[JudgeName, ...] = Field((), description="judges of evaluations; empty: kind")
+    selection_floor: Share = Field(0.5, description="least score of a step of a trace on safety and helpfulness")
+    ensemble: EnsembleConfig = EnsembleConfig()
+    outcome: OutcomeConfig | None = Field(
+        None, description="value the steps of siblings by continuations sampled after them; null: by the steps alone"
+    )
+    cache: Literal["user", "run", "off"] = Field("user", description="where verdicts of models are kept for later runs")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> JudgesConfig:
+        known = (*BUILT_IN, *self.llm)
+        named = {*self.reward, *self.selection, *self.reporting, *self.ensemble.weights, *self.ensemble.veto.split()}
+        if unknown := sorted(named - set(known)):
+            raise ValueError(f"judge {unknown[0]!r} is not known; judge.llm defines names beside {', '.join(known)}")
+        if taken := sorted(set(self.llm) & set(BUILT_IN)):
+            raise ValueError(f"judge.llm.{taken[0]}: the name {taken[0]} is taken; choose another")
+        compared = {name for name, section in self.llm.items() if section.mode == "pairwise"}
+        if wrong := sorted(compared & {*self.selection, *self.reporting}):
+            raise ValueError(f"judge {wrong[0]} compares siblings (mode pairwise), so it can only be in judge.reward")
+        if self.outcome is not None and (wrong := sorted(compared & set(self.reward))):
+            raise ValueError(
+                f"judge {wrong[0]} compares siblings (pairwise), but judge.outcome needs scores: set mode pointwise"
+            )
+        return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from safer_ray.backends.asker import AskerSpec
@@ -12,13 +13,17 @@ from safer_ray.backends.ensemble_judge import EnsembleJudgeSpec, Member
 from safer_ray.backends.fake import FakeJudgeSpec
 from safer_ray.backends.judge_cache import user_cache_path
 from safer_ray.backends.llm_judge import LlmJudgeSpec, Prices
+from safer_ray.backends.outcome_judge import OutcomeJudgeSpec
 from safer_ray.backends.rule_judge import RuleJudgeSpec
 from safer_ray.backends.selection import SelectionSpec
 from safer_ray.backends.vllm_asker import VllmAskerSpec
 from safer_ray.config import RunConfig
 from safer_ray.config_file import default_threads
 from safer_ray.core.ensemble import EnsembleRules
+from safer_ray.core.outcome import OutcomeRules
+from safer_ray.core.pairing import PairingRules
 from safer_ray.judge_config import LlmJudgeConfig
+from safer_ray.records import Axis
 from safer_ray.rundir import RunDir
 
 
@@ -38,6 +43,28 @@ def judge_for(config: RunConfig, names: Sequence[str], run_dir: RunDir | None) -
     how = section.ensemble
     rules = EnsembleRules(quorum=how.quorum, max_spread=how.max_spread, veto=how.veto, veto_below=how.veto_below)
     return EnsembleJudgeSpec(members=members, rules=rules)
+
+
+def reward_judge(config: RunConfig, run_dir: RunDir | None) -> JudgeSpec:
+    """Return how to build the judge of preferences, valuing steps by their continuations if the config says so."""
+    inner, section = judge_for(config, config.judge.reward, run_dir), config.judge.outcome
+    if section is None:
+        return inner
+    axes: tuple[Axis, ...] = ("safety", "helpfulness") if section.axis == "both" else (section.axis,)
+    rules = OutcomeRules(continuations=section.continuations, axes=axes, min_judged=section.min_judged)
+    return OutcomeJudgeSpec(inner=inner, rules=rules, pack=config.rules.pack)
+
+
+def pairing_ahead(config: RunConfig, pairing: PairingRules) -> PairingRules | None:
+    """Return the margins of steps valued by continuations, None where the config has no such."""
+    section = config.judge.outcome
+    if section is None:
+        return None
+    if section.axis != "helpfulness":
+        pairing = replace(pairing, safety_margin=section.threshold)
+    if section.axis != "safety":
+        pairing = replace(pairing, helpfulness_margin=section.threshold)
+    return pairing
 
 
 def _judge_named(config: RunConfig, name: str, run_dir: RunDir | None) -> JudgeSpec:

@@ -139,7 +139,11 @@ def make_world(prep: Preparation, run_dir: RunDir, state: LoopState) -> RayWorld
     by_name = {phase.name: phase for phase in prep.phases}
     book = ItemBook(
         {name: (by_name[name], prompts) for name, prompts in prep.by_phase.items()},
-        Breadth(siblings=config.erpo.siblings, answers=config.teacher.answers_per_prompt),
+        Breadth(
+            siblings=config.erpo.siblings,
+            answers=config.teacher.answers_per_prompt,
+            continuations=config.judge.outcome.continuations if config.judge.outcome else 0,
+        ),
         config.seed,
     )
     scene = Scene(

@@ -38,7 +38,7 @@ from safer_ray.core.pairing import PairingRules
 from safer_ray.core.plan import Phase
 from safer_ray.core.rule_text import student_system_prompt
 from safer_ray.core.scaling import ElasticRule
-from safer_ray.judge_specs import judge_for, judge_threads, selection_spec
+from safer_ray.judge_specs import judge_for, judge_threads, pairing_ahead, reward_judge, selection_spec
 from safer_ray.rundir import RunDir
 
 _VLLM_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -54,10 +54,11 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, resume_from: Pat
     teaches = "synth" in config.stages
     asks_teacher = teaches and config.teacher.kind == "openai"
     grader = GraderSpec(
-        judge=judge_for(config, config.judge.reward, run_dir),
+        judge=reward_judge(config, run_dir),
         reporter=judge_for(config, config.judge.reporting, run_dir),
         selection=selection_spec(config, run_dir) if teaches else None,
         pairing=pairing_rules(config),
+        pairing_ahead=pairing_ahead(config, pairing_rules(config)),
         teacher=teacher_spec(config, run_dir, model) if teaches else None,
     )
     return Fleet(

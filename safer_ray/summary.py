@@ -126,7 +126,7 @@ def _rounds(state: LoopState, facts: Mapping[str, Any], steps: Sequence[Mapping[
             {
                 "round": phase.round,
                 "prompts": progress.finished_items,
-                **{name: progress.counts.get(name, 0) for name in ("rollouts", "steps", "unscored")},
+                **{name: progress.counts.get(name, 0) for name in ("rollouts", "steps", "unscored", "continuations")},
                 "stale": progress.stale_samples,
                 "pairs_by_axis": facts[phase.name]["pairs_by_axis"],
                 **{name: _mean(step[name] for step in last) for name in ("loss", "chosen_logp", "margin")},

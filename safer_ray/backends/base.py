@@ -114,11 +114,15 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeTask:
-    """One rollout to judge, with the steps that came before it."""
+    """One rollout to judge, with the steps that came before it.
+
+    ``continuations`` go on from its last token to the end, for judges that value a step by what comes of it.
+    """
 
     prompt: Prompt
     rollout: Rollout
     history: tuple[Step, ...] = ()
+    continuations: tuple[Rollout, ...] = ()
 
 
 class Judge(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from safer_ray.backends.base import Judge, JudgeSpec, JudgeTask
 from safer_ray.backends.judge_usage import Costed
@@ -39,10 +40,19 @@ class EnsembleJudgeSpec:
         return EnsembleJudge(list(zip(self.members, judges, strict=True)), self.rules)
 
 
+@runtime_checkable
+class CompositeSpec(Protocol):
+    """Builds a judge that asks others, which may be built already."""
+
+    def build_with(self, built: dict[JudgeSpec, Judge]) -> Judge:
+        """Build what is not in ``built`` yet, and add it there."""
+        ...
+
+
 def build_judge(spec: JudgeSpec, built: dict[JudgeSpec, Judge]) -> Judge:
     """Return the judge of ``spec``, the same one for equal specs."""
     if spec not in built:
-        built[spec] = spec.build_with(built) if isinstance(spec, EnsembleJudgeSpec) else spec.build()
+        built[spec] = spec.build_with(built) if isinstance(spec, CompositeSpec) else spec.build()
     return built[spec]
 
 

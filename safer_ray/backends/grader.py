@@ -18,6 +18,7 @@ from safer_ray.backends.ensemble_judge import build_judge
 from safer_ray.backends.judge_usage import Costed
 from safer_ray.backends.selection import Selection, SelectionSpec
 from safer_ray.core.branching import next_prefix, pick_continuation
+from safer_ray.core.outcome import continuations_of
 from safer_ray.core.pairing import PairingRules, ScoredStep, pair_siblings
 from safer_ray.core.scoring import score_of
 from safer_ray.errors import DataError, TeacherError
@@ -66,7 +67,8 @@ class GraderSpec:
     """Builds a grader; ``teacher`` is None in runs that write no traces.
 
     ``judge`` makes preferences, ``reporter`` judges evaluations (None: ``judge`` does), ``selection`` filters the
-    teacher's traces (None: they pass as the teacher wrote them).
+    teacher's traces (None: they pass as the teacher wrote them). ``pairing_ahead`` are the margins of steps that are
+    valued by their continuations (None: ``pairing``).
     """
 
     judge: JudgeSpec
@@ -74,6 +76,7 @@ class GraderSpec:
     teacher: TeacherSpec | None = None
     reporter: JudgeSpec | None = None
     selection: SelectionSpec | None = None
+    pairing_ahead: PairingRules | None = None
 
     def build(self) -> Grader:
         """Build judges and teacher here; judges of equal specs are one object."""
@@ -83,7 +86,7 @@ class GraderSpec:
             reporter=build_judge(self.reporter or self.judge, built),
             selection=self.selection.build_with(built) if self.selection else None,
         )
-        return Grader(bench, self.pairing, self.teacher.build() if self.teacher else None)
+        return Grader(bench, self.pairing, self.teacher.build() if self.teacher else None, self.pairing_ahead)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,26 +111,48 @@ class Bench:
 class Grader:
     """The judges of a run and, if it writes traces, a teacher."""
 
-    def __init__(self, bench: Bench, pairing: PairingRules, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        pairing: PairingRules,
+        teacher: Teacher | None = None,
+        pairing_ahead: PairingRules | None = None,
+    ) -> None:
         self._bench = bench
         self._judge = bench.reward
         self._pairing = pairing
+        self._pairing_ahead = pairing_ahead or pairing
         self._teacher = teacher
 
     def level(self, task: LevelTask, rollouts: pa.Table) -> tuple[LevelReply, list[pa.Table]]:
-        """Judge one level's siblings; return how to go on, and the tables to keep."""
-        siblings = from_table(rollouts, Rollout)
-        tasks = [JudgeTask(prompt=task.prompt, rollout=rollout, history=task.history) for rollout in siblings]
-        verdicts = self._judge.judge(tasks)
+        """Judge one level's siblings; return how to go on, and the tables to keep.
+
+        Rollouts of a later step are continuations of the siblings.
+        """
+        sampled = from_table(rollouts, Rollout)
+        siblings = [rollout for rollout in sampled if rollout.first_step == task.level]
+        ahead = [rollout for rollout in sampled if rollout.first_step != task.level]
+        verdicts = self._judge.judge(
+            [
+                JudgeTask(
+                    prompt=task.prompt,
+                    rollout=sibling,
+                    history=task.history,
+                    continuations=continuations_of(sibling, ahead),
+                )
+                for sibling in siblings
+            ]
+        )
         by_rollout: dict[str, list[Verdict]] = defaultdict(list)
         for verdict in verdicts:
             by_rollout[verdict.rollout_id].append(verdict)
         scored = [ScoredStep(rollout=r, score=score_of(by_rollout[r.rollout_id])) for r in siblings]
         prefix_text = "".join(step.text for step in task.history)
-        pairs = pair_siblings(scored, self._pairing, self._lineage(task.facts), prefix_text)
+        margins = self._pairing_ahead if ahead else self._pairing
+        pairs = pair_siblings(scored, margins, self._lineage(task.facts), prefix_text)
         picked = pick_continuation(scored, task.seed)
         prefix_ids, history = next_prefix(picked, task.history) if picked else ((), task.history)
-        counts = {"rollouts": len(siblings), "steps": len(scored)}
+        counts = {"rollouts": len(siblings), "steps": len(scored), "continuations": len(ahead)}
         counts["unscored"] = sum(step.score.safety is None or step.score.helpfulness is None for step in scored)
         for pair in pairs:
             counts[f"pairs_{pair.axis}"] = counts.get(f"pairs_{pair.axis}", 0) + 1

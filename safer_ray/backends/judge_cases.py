@@ -44,7 +44,7 @@ def slots_of(pack: RulePack, task: JudgeTask, unfit: Callable[[JudgeCase], str])
     for position, step in enumerate(task.rollout.steps):
         text = content_of(step)
         last = position + 1 == len(task.rollout.steps)
-        sure = _without_asking(pack, step, text, task.rollout.finish if last else "stop", asked)
+        sure = ruling_without_asking(pack, step, text, task.rollout.finish if last else "stop", asked)
         for axis in AXES:
             if axis == "efficiency":
                 ruling: Ruling | None = scored(efficiency(step.tokens), f"{step.tokens} tokens")
@@ -64,7 +64,9 @@ def _case(
     return JudgeCase(prompt=task.prompt, kind=kind, text=text, axis=axis, earlier=earlier)
 
 
-def _without_asking(pack: RulePack, step: Step, text: str | None, finish: str, asked: frozenset[str]) -> Ruling | None:
+def ruling_without_asking(
+    pack: RulePack, step: Step, text: str | None, finish: str, asked: frozenset[str]
+) -> Ruling | None:
     """Return the ruling of a step that no model needs to see: aborted, cut off, malformed, hollow."""
     if finish == "abort":
         return failed("the sampler aborted this rollout")

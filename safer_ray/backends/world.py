@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from safer_ray.backends.base import Learner, Sampler, StepReport, TrainTask
 from safer_ray.backends.checkpoint import checkpoint_facts
 from safer_ray.backends.grader import Grader, LevelReply, LevelTask, RoundFacts
+from safer_ray.backends.lookahead import sample_ahead
 from safer_ray.backends.sealing import Gathered, seal
 from safer_ray.core.curation import Curation
 from safer_ray.core.events import (
@@ -234,7 +235,7 @@ class LocalWorld:
         if action.level == 0:
             self._kept[key], self._counts[key] = [], {}
         request = self._scene.request(action)
-        rollouts = self._sampler.sample([request]) if request else None
+        rollouts = sample_ahead(self._sampler, [request], self._scene.book.ahead(action)) if request else None
         self._rollouts[key] = to_table(rollouts, Rollout) if rollouts is not None else None
         return sampled_event(action, oldest_version(rollouts, self._sampler.policy_version))
 

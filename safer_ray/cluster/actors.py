@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 
 from safer_ray.backends.base import LearnerSpec, SamplerSpec, StepReport, TrainTask
 from safer_ray.backends.grader import GraderSpec, LevelReply, LevelTask
+from safer_ray.backends.lookahead import sample_ahead
 from safer_ray.backends.world import oldest_version
 from safer_ray.errors import JudgeError, LearnerError, SaferRayError, SamplerError, TeacherError, WeightsError, boundary
 from safer_ray.records import Prompt, Rollout, SampleRequest, WeightsRef
@@ -50,10 +51,10 @@ class SamplerActor:
             self._sampler = self._spec.build()
             return node_id()
 
-    def sample(self, requests: pa.Table) -> tuple[int, pa.Table]:
-        """Return the oldest policy version of the samples and ``rollouts/1`` rows."""
+    def sample(self, requests: pa.Table, ahead: int = 0) -> tuple[int, pa.Table]:
+        """Return the oldest policy version and ``rollouts/1`` rows: siblings, ``ahead`` continuations of each."""
         with boundary(SamplerError, self._sampler.name):
-            rollouts = self._sampler.sample(from_table(requests, SampleRequest))
+            rollouts = sample_ahead(self._sampler, from_table(requests, SampleRequest), ahead)
             return oldest_version(rollouts, self._sampler.policy_version), to_table(rollouts, Rollout)
 
     def load_weights(self, ref: WeightsRef, payload: Any = None) -> WeightsRef:

@@ -226,7 +226,7 @@ class RayWorld:
             return sampled_event(action, self._serving.weights.version if self._serving.weights else 0)
         table = to_table([request], type(request))
         async with self._serving.samplers.use(alone=self._alone(action)) as replica:
-            kept.rollouts = replica.actor.sample.remote(table)
+            kept.rollouts = replica.actor.sample.remote(table, self._scene.book.ahead(action))
             # Waiting tells that the rollouts exist; only the version is looked at here.
             version, _ = await replica.wait(kept.rollouts, self._patience.call_s)
         return sampled_event(action, version)

@@ -19,10 +19,11 @@ from safer_ray.records import Message, Prompt, SampleRequest, Step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breadth:
-    """How many samples each kind of phase asks for per request."""
+    """How many samples each kind of phase asks for per request; ``continuations`` are those after every sibling."""
 
     siblings: int
     answers: int
+    continuations: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,10 @@ class ItemBook:
             mode="answer" if answering else "trace",
             seed=seed,
         )
+
+    def ahead(self, action: Sample) -> int:
+        """Return how many whole continuations to sample after every sibling."""
+        return self._breadth.continuations if self.phase(action.phase).kind == "explore" else 0
 
     def move(self, action: Judge, position: Position) -> None:
         """Note where the item stands after a level was judged."""

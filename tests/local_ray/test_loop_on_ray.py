@@ -243,3 +243,11 @@ def test_an_error_arrives_from_an_actor_as_it_was_raised(failing: Any, kind: typ
 def test_a_foreign_error_arrives_as_the_error_of_its_boundary(failing: Any) -> None:
     with pytest.raises(SamplerError, match=r"^sampler a: ZeroDivisionError: division by zero$"):
         asyncio.run(answered(failing.divide.remote()))
+
+
+def test_steps_are_valued_by_continuations_that_the_samplers_add(local_cluster: None, tmp_path: Path) -> None:
+    run = watched_run(tmp_path, "judge.outcome={continuations: 2}", "erpo.rounds=1", "stages=[synth, sft, erpo]")
+    assert_every_prompt_once(run.prep, run.run_dir)
+    pairs = from_table(read_table(run.run_dir.round(1) / "pairs.arrow"), StepPair)
+    assert {pair.lineage.judge for pair in pairs} == {"outcome(fake-judge@1 x2)@1"}
+    assert summary_of(run.run_dir)["rounds"][0]["continuations"] > 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safer_ray.backends.base import OptimSettings, Sampler, TrainTask
+from safer_ray.backends.base import JudgeSpec, OptimSettings, Sampler, TrainTask
 from safer_ray.backends.fake import FakeJudgeSpec, FakeLearnerSpec, FakeSamplerSpec, FakeTeacherSpec, fake_weights
 from safer_ray.backends.grader import GraderSpec, RoundFacts
 from safer_ray.backends.world import LocalWorld, Scene, World
@@ -87,7 +87,7 @@ def local_world(
     run_dir: RunDir,
     *,
     sampler: Sampler | None = None,
-    judge: FakeJudgeSpec | None = None,
+    judge: JudgeSpec | None = None,
     resume_from: str = "",
 ) -> LocalWorld:
     """Return the world of a run; the sampler is at version 0, the learner as it saved ``resume_from``."""
@@ -95,7 +95,11 @@ def local_world(
     config = prep.config
     book = ItemBook(
         {name: (by_name[name], prompts) for name, prompts in prep.by_phase.items()},
-        Breadth(siblings=config.erpo.siblings, answers=config.teacher.answers_per_prompt),
+        Breadth(
+            siblings=config.erpo.siblings,
+            answers=config.teacher.answers_per_prompt,
+            continuations=config.judge.outcome.continuations if config.judge.outcome else 0,
+        ),
         config.seed,
     )
 

@@ -80,6 +80,13 @@ def test_every_phase_is_listed_with_its_prompts_samples_and_tokens(finished_run:
             assert "per optimiser step, 1 epochs" in cells[3]
 
 
+def test_continuations_that_steps_are_valued_by_are_counted_on_their_own(tmp_path: Path) -> None:
+    prep = prepared(tmp_path, "judge.outcome={continuations: 3}")
+    ahead = 5 * 3 * prep.config.erpo.siblings * 3
+    found = row(printed(prep, tmp_path / "run"), "continuations")
+    assert found == ["continuations", "-", f"{ahead:,}", f"{ahead * prep.config.sampler.max_trace_tokens:,}"]
+
+
 def test_a_run_asks_for_no_more_samples_than_the_plan_says(finished_run: LocalRun, tmp_path: Path) -> None:
     text = printed(finished_run.prep, tmp_path / "run")
     for found in finished_run.summary["rounds"]:

@@ -91,7 +91,7 @@ def test_a_round_sums_up_its_items_and_the_last_quarter_of_its_training() -> Non
     summary = summary_of(*EVALUATED, base, *EXPLORED, sealed, *steps)
     (found,) = summary["rounds"]
     assert found == {
-        "round": 1, "prompts": 2, "rollouts": 12, "steps": 12, "unscored": 1, "stale": 0,
+        "round": 1, "prompts": 2, "rollouts": 12, "steps": 12, "unscored": 1, "continuations": 0, "stale": 0,
         "pairs_by_axis": {"safety": 3}, "loss": 7.5, "chosen_logp": -2.0, "margin": 1.0,
     }  # fmt: skip
 
