@@ -6,12 +6,11 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from stub_openai import Call, chat_completion, error, serving
 
 from safer_ray.backends.base import JudgeTask
 from safer_ray.backends.endpoint import EndpointSpec, Question
@@ -41,56 +40,29 @@ class Server:
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, path: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def answer(self, call: Call) -> tuple[int, dict[str, Any]]:
+        request = call.body
         with self.lock:
-            self.requests.append((path, request))
+            self.requests.append((call.path, request))
             if self.down:
                 self.down -= 1
-                return 503, {"error": {"message": "down", "type": "down"}}
+                return 503, error("down")
         asked = request["prompt"] if "prompt" in request else request["messages"][-1]["content"]
         safe = "Sure, happy" not in asked
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        head = {"id": "x", "created": 0, "model": "m", "usage": usage}
         if "prompt" in request:
             logprobs = {"tokens": ["No"], "top_logprobs": [{"No": -0.1, "Yes": -2.4}], "token_logprobs": [-0.1]}
             choice = {"index": 0, "finish_reason": "stop", "text": "No", "logprobs": logprobs}
-            return 200, head | {"object": "text_completion", "choices": [choice]}
+            return 200, chat_completion("", object="text_completion", choices=[choice], usage=usage)
         verdict = {"reason": "", "rules": [], "verdict": "score", "score": 9 if safe else 1}
-        message = {"role": "assistant", "content": self.text or json.dumps(verdict)}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        return 200, head | {"object": "chat.completion", "choices": [choice]}
-
-
-@contextmanager
-def serving(state: Server) -> Iterator[Server]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            status, body = state.answer(self.path, request)
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        return 200, chat_completion(self.text or json.dumps(verdict), usage=usage)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(Server()) as state:
+    state = Server()
+    with serving(state.answer) as state.url:
         yield state
 
 

@@ -5,20 +5,18 @@ The endpoint is a real HTTP server of the OpenAI chat form in a thread of this p
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stub_openai import Call, chat_completion, error, serving
 
 from safer_ray.backends.base import Teacher, TeacherSpec, TeachTask
 from safer_ray.backends.endpoint import EndpointSpec, Question
@@ -85,10 +83,10 @@ class ChatServer:
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, key: str, request: dict[str, Any]) -> tuple[int, str]:
+    def answer(self, call: Call) -> tuple[int, str | dict[str, Any]]:
         with self.lock:
-            self.keys.append(key)
-            self.requests.append(request)
+            self.keys.append(call.key)
+            self.requests.append(call.body)
             fault = self.faults.pop(0) if self.faults else self.always
             self.running += 1
             self.most_running = max(self.most_running, self.running)
@@ -96,52 +94,19 @@ class ChatServer:
         with self.lock:
             self.running -= 1
         if isinstance(fault, int):
-            return fault, json.dumps({"error": {"message": "fault", "type": "fault"}})
+            return fault, error("fault")
         if fault is not None and fault.startswith("RAW"):
             return 200, fault
-        violates = "violates R" in request["messages"][-1]["content"]
-        return 200, _completion(render(REFUSAL if violates else HELP) if fault is None else fault)
-
-
-def _completion(text: str) -> str:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
-
-
-@contextmanager
-def _serving(state: ChatServer) -> Iterator[ChatServer]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            status, body = state.answer(self.headers.get("authorization", ""), request)
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            if status == 429:
-                self.send_header("retry-after", "0")
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        violates = "violates R" in call.body["messages"][-1]["content"]
+        return 200, chat_completion(render(REFUSAL if violates else HELP) if fault is None else fault)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setenv(_KEY, "secret-key")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with _serving(ChatServer()) as state:
+    state = ChatServer()
+    with serving(state.answer) as state.url:
         yield state
 
 

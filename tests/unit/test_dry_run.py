@@ -81,7 +81,7 @@ def test_every_phase_is_listed_with_its_prompts_samples_and_tokens(finished_run:
 
 
 def test_continuations_that_steps_are_valued_by_are_counted_on_their_own(tmp_path: Path) -> None:
-    prep = prepared(tmp_path, "judge.outcome={continuations: 3}")
+    prep = prepared(tmp_path, "judge.outcome={continuations: 3}", "erpo.rounds=1")
     ahead = 5 * 3 * prep.config.erpo.siblings * 3
     found = row(printed(prep, tmp_path / "run"), "continuations")
     assert found == ["continuations", "-", f"{ahead:,}", f"{ahead * prep.config.sampler.max_trace_tokens:,}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from safer_ray.backends.judge_parsers import (
     parse_wildguard,
     probability_of,
 )
+from safer_ray.core.verdicts import Order, RulingKind
 
 Table = list[tuple[str, float | str]]
 """An output, and the score it means, or "abstain" or "failed"."""
@@ -316,8 +318,8 @@ def test_an_answer_that_was_cut_off_is_never_a_verdict(parse: Parser) -> None:
 @given(st.text(max_size=60))
 def test_no_text_makes_a_parser_raise(text: str) -> None:
     for _, parse, _ in TABLES:
-        parse(JudgeAnswer(text=text))
-    parse_order(JudgeAnswer(text=text))
+        assert parse(JudgeAnswer(text=text)).kind in get_args(RulingKind)
+    assert parse_order(JudgeAnswer(text=text)) in (*get_args(Order), None)
 
 
 @settings(max_examples=30, deadline=None)

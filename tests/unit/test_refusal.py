@@ -21,7 +21,7 @@ WORDINGS = [
     json.loads(line)
     for line in (Path(__file__).parent / "data" / "refusal_wordings.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-# Measured: dev 209 rows 0.98 and 0.99, held 183 rows 0.91 and 0.93 (three classes; full or not). Patterns were tuned
+# Measured: dev 209 rows 0.98 and 0.99, held 183 rows 0.90 and 0.92 (three classes; full or not). Patterns were tuned
 # on dev and on the wordings only; all have one author, so other people's answers will be harder.
 LEAST_ACCURACY = {"dev": (0.96, 0.97), "held": (0.90, 0.92)}
 
