@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from safer_ray.errors import DataError
+from safer_ray.errors import DataError, JournalError
 from safer_ray.records import Outcome, Prompt, Rollout, SampleRequest, StepPair, TraceExample, Verdict
 
 Record = TypeVar("Record", Prompt, SampleRequest, Rollout, Verdict, StepPair, TraceExample, Outcome)
@@ -176,7 +176,7 @@ def write_whole(content: Any, path: Path) -> None:
     """Write bytes so that the file appears whole or not at all, also after a power failure.
 
     Raises:
-        DataError: if the disk refuses.
+        JournalError: if the disk refuses; that is no fault of a prompt, so it ends the run.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -194,7 +194,7 @@ def write_whole(content: Any, path: Path) -> None:
     except OSError as exc:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise DataError(f"shard {path}: cannot be written ({exc.strerror}); free space or fix permissions") from exc
+        raise JournalError(f"shard {path}: cannot be written ({exc.strerror}); free space, then --resume") from exc
 
 
 def content_digest(content: Any) -> str:

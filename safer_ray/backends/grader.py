@@ -195,7 +195,7 @@ class Grader:
         """Write an item's tables durably as one shard named after its content; return the digest.
 
         Raises:
-            DataError: if the disk refuses.
+            JournalError: if the disk refuses.
         """
         if not tables:
             raise DataError(f"shard {path}: nothing to keep")

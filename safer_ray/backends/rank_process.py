@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safer_ray.errors import LearnerError
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,7 +39,14 @@ def join_group(rank: int, world_size: int, master: str, *, threads: int) -> torc
     if world_size == 1:
         # The shared-memory operator speeds up collectives between CPU ranks; compiling it takes 20 s and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    try:
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    except torch.distributed.DistError as exc:
+        told = str(exc).splitlines()[0]
+        raise LearnerError(
+            f"learner rank {rank}: cannot meet the other ranks at {master} ({told}); if another program has taken that "
+            "port, resume: each start takes a free one"
+        ) from exc
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 

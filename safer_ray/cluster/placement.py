@@ -58,9 +58,11 @@ async def place(role: str, ask: Ask, *, strategy: str, deadline_s: float) -> Pla
                 await asyncio.sleep(_LOOK_S)
     except TimeoutError as exc:
         remove_placement_group(group)
+        lacking = sorted(ask.bundle().keys() - ray.cluster_resources().keys())
         raise ClusterError(
             f"{role}: not placed in {deadline_s:.0f} s; asked for {bundles}, free in the cluster: {free_by_node()}; "
-            "lower the job's resources or add nodes"
+            + (f"no node has any {' or '.join(lacking)}; " if lacking else "")
+            + "lower the job's resources or add nodes"
         ) from exc
     except BaseException:
         remove_placement_group(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from safer_ray.errors import ClusterError, boundary
 logger = logging.getLogger(__name__)
 TOKEN_MODE = "RAY_AUTH_MODE"
 _TOKEN = "RAY_AUTH_TOKEN"
+_PAIR = r"\s+Ray: (\S+)\s+Python: (\S+)"
+_VERSIONS = re.compile(rf"Version mismatch: .*{_PAIR}\s+This process .*{_PAIR}")
+"""What Ray says when a cluster was started with other versions than this process has."""
 
 
 @contextmanager
@@ -77,7 +81,24 @@ def _read_authentication_again() -> None:
 def _connect(address: str) -> None:
     who = f"cluster {address}: cannot connect; is it running, and is its token here ({TOKEN_MODE}=token)?"
     with boundary(ClusterError, who):
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except RuntimeError as exc:
+            if sentence := other_version(address, str(exc)):
+                raise ClusterError(sentence) from exc
+            raise
+
+
+def other_version(address: str, told: str) -> str:
+    """Return what to do where Ray refused because versions differ, "" if that is not what it ``told``."""
+    found = _VERSIONS.fullmatch(told.strip())
+    if found is None:
+        return ""
+    ray_there, python_there, ray_here, python_here = found.groups()
+    return (
+        f"cluster {address}: it runs Ray {ray_there} on Python {python_there}, this process Ray {ray_here} on Python "
+        f"{python_here}; install the same versions on both"
+    )
 
 
 def _start(object_store_mib: int, scratch: str) -> None:

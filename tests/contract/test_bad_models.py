@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,14 @@ def test_an_endpoint_without_its_key_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError) as caught:
         EndpointSpec(base_url="http://h/v1", model="m", key_env="NO_SUCH_KEY").build()
     assert str(caught.value) == "endpoint http://h/v1: $NO_SUCH_KEY is not set; export the key under that name"
+
+
+def test_a_rank_whose_port_is_taken_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+        join = f"from safer_ray.backends.rank_process import join_group; join_group(0, 1, {place!r}, threads=1)"
+        done = subprocess.run([sys.executable, "-c", join], capture_output=True, text=True, timeout=200, check=False)
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith(f"safer_ray.errors.LearnerError: learner rank 0: cannot meet the other ranks at {place} (")
+    assert said.endswith("; if another program has taken that port, resume: each start takes a free one")
+    assert "address already in use" in said

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private.utils import check_version_info, compute_version_info
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from safer_ray.cluster.session import other_version
 
 REPOSITORY = Path(__file__).parents[2]
 ROLES = ("sampler", "judge", "learner")
@@ -107,3 +110,15 @@ def test_each_job_that_names_node_types_fits_on_them(prepared: dict[str, Any], p
         added, unmet = _nodes_added(prepared, bundle, copies)
         assert set(added) == {role}
         assert unmet == 0
+
+
+def test_a_cluster_with_another_ray_is_told_apart_from_one_that_does_not_answer() -> None:
+    """The text is the one that Ray itself makes where a process joins a cluster of another version."""
+    ours = compute_version_info()
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info({"ray_version": "2.9.3", "python_version": ours[1]}, "node 10.0.0.4")
+    assert other_version("10.0.0.4:6379", str(caught.value)) == (
+        f"cluster 10.0.0.4:6379: it runs Ray 2.9.3 on Python {ours[1]}, "
+        f"this process Ray {ours[0]} on Python {ours[1]}; install the same versions on both"
+    )
+    assert other_version("10.0.0.4:6379", "Failed to connect to GCS") == ""

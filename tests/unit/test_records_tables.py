@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from made_records import STRATEGIES
 
 from safer_ray.backends.toy_policy import toy_prompts
-from safer_ray.errors import DataError
+from safer_ray.errors import DataError, JournalError
 from safer_ray.records import (
     LABELS,
     NO_RULE,
@@ -281,7 +281,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path: Path) -
     path, prompts = tmp_path / "prompts.arrow", toy_prompts(3)
     write_table(to_table(prompts, Prompt), path)
     (tmp_path / f".prompts.arrow.{os.getpid()}.part").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"shard .*prompts.arrow: cannot be written \(No space left on device\)"):
+    with pytest.raises(JournalError, match=r"shard .*prompts.arrow: cannot be written \(No space left on device\)"):
         write_table(to_table(toy_prompts(5), Prompt), path)
     assert from_table(read_table(path), Prompt) == prompts
     assert [each.name for each in tmp_path.iterdir()] == ["prompts.arrow"]

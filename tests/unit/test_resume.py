@@ -11,7 +11,7 @@ import pytest
 from local_run import LocalRun, StoppedRun, carry_out, prepared, write_job
 
 from safer_ray.config_file import load_config
-from safer_ray.core.events import Event, Judged, Published, Reopened
+from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Reopened
 from safer_ray.errors import JournalError
 from safer_ray.journal import JOURNAL, History
 from safer_ray.prepare import prepare
@@ -60,6 +60,19 @@ def test_the_reference_policy_survives_a_restart(tmp_path: Path, reference: str)
     with pytest.raises(StoppedRun):
         carry_out(prep, tmp_path / "broken", stop_when=lambda event: isinstance(event, Published))
     assert figures(carry_out(prep, tmp_path / "broken")) == figures(whole)
+
+
+def test_a_disk_that_refuses_a_shard_ends_the_run_and_costs_no_prompt(finished_run: LocalRun, again: Path) -> None:
+    explored = again / "shards" / "explore-2"
+    kept = explored.rename(again / "aside")
+    explored.symlink_to(again / "journal.jsonl")  # whatever is written below it is refused
+    with pytest.raises(JournalError, match=r"shard .*: cannot be written \(.*\); free space, then --resume"):
+        carry_out(finished_run.prep, again)
+    explored.unlink()
+    kept.rename(explored)
+    run = carry_out(finished_run.prep, again)
+    assert figures(run) == figures(finished_run)
+    assert not [entry for entry in run.entries if isinstance(entry.event, Lost | Dropped)]
 
 
 def test_every_difference_is_named_with_old_and_new_value(again: Path) -> None:
