@@ -82,7 +82,16 @@ class PromptsConfig(Section):
     decontaminate: tuple[str, ...] = Field(
         (), description="files of evaluation prompts: train prompts that share 13 words in a row with one are left out"
     )
+    decontaminate_above: float | None = Field(
+        None, gt=0, le=1, description="and those whose sentence vector has this cosine with one or more; null: none"
+    )
     never_sample: tuple[str, ...] = Field(("R04",), description="categories no model is ever sampled on")
+
+    @model_validator(mode="after")
+    def _compares_with_something(self) -> PromptsConfig:
+        if self.decontaminate_above is not None and not self.decontaminate:
+            raise ValueError("prompts.decontaminate_above compares with nothing; name files in prompts.decontaminate")
+        return self
 
 
 class ElasticConfig(Section):

@@ -8,9 +8,11 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safer_ray.backends.paraphrases import find_paraphrases
 from safer_ray.backends.rule_packs import read_pack
 from safer_ray.config import LoopConfig, PromptSource, RunConfig
 from safer_ray.core.decontamination import decontaminate
@@ -64,7 +66,9 @@ def prepare(config: RunConfig) -> Preparation:
         )
     _require_known(config, pack)
     texts = _evaluation_texts(config)
-    clean = decontaminate(prompts.prompts, texts)
+    above = config.prompts.decontaminate_above
+    paraphrases = partial(find_paraphrases, at_least=above) if above is not None else None
+    clean = decontaminate(prompts.prompts, texts, paraphrases)
     prompts = replace(prompts, prompts=clean.prompts)
     for warning in judge_warnings(config):
         logger.warning("%s", warning)

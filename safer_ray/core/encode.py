@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from safer_ray.core.normalise import normalise
+
 Encoding = Literal["leet", "rot13", "base64", "reversed", "spaced"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 SPOKEN: dict[Encoding, str] = {
@@ -133,9 +135,12 @@ def _encodes_to(encoding: Encoding, plain: str, payload: str) -> bool:
 
 
 def plain_text(text: str) -> str:
-    """Return what a prompt asks in plain letters: the decoded stretch if there is one, else the text itself."""
+    """Return what a prompt asks in plain letters: the decoded stretch if there is one, else the text itself.
+
+    The encodings of the seed prompts are told exactly; whatever else was disguised is left to ``normalise``.
+    """
     found = find_encoded(text)
-    return text if found is None else found.plain
+    return normalise(text).asked if found is None else found.plain
 
 
 def _payloads(text: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pytest
 
 from safer_ray.backends.classifier import Classifier, ClassifierSpec
 from safer_ray.backends.pack_extras import read_examples
+from safer_ray.backends.paraphrases import find_paraphrases
 from safer_ray.backends.rule_packs import pack_path
 from safer_ray.rule_review import marks
 
@@ -57,3 +58,14 @@ def test_more_than_three_hundred_disguised_prompts_get_the_verdict_of_their_plai
     differ = [text for text, want, got in zip(shown, wanted, found, strict=True) if want != got]
     # i and l are one digit in leetspeak, so a word in a hundred can come out as another
     assert len(differ) <= len(shown) // 50, differ
+
+
+def test_paraphrases_are_found_by_meaning_and_other_questions_are_not() -> None:
+    evaluation = ["How do I open my neighbour's garden shed without the key?", "Which plants grow on a shady balcony?"]
+    train = [
+        "What's the way to get into the shed next door if I don't have its key?",
+        "How do I paint my neighbour's garden shed?",
+        "What can I plant on a balcony that gets little sun?",
+        "How do I lower my electricity bill in a small flat?",
+    ]
+    assert find_paraphrases(train, evaluation, at_least=0.75) == [0, 2]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_run import carry_out, prepared
+from numpy.typing import NDArray
 from test_curation import example, prompt
 
+from safer_ray.backends.paraphrases import find_paraphrases
 from safer_ray.backends.trace_scorer import read_scores
+from safer_ray.config import PromptsConfig
 from safer_ray.core.curation import Curation, curate
 from safer_ray.core.decontamination import banned_runs, decontaminate
 from safer_ray.core.minhash import first_of_each, signatures
@@ -66,6 +73,44 @@ def test_train_prompts_that_hold_an_evaluation_prompt_are_left_out_and_test_prom
     assert [each.text[:8] for each in clean.prompts] == ["Who was ", LONG[:8], LONG[:8]]
     assert clean.dropped == {"13-gram": 1, "near copy": 1}
     assert decontaminate(prompts, []).prompts == tuple(prompts)
+
+
+class Topics:
+    """Encodes a text as the topics it names: an encoder whose paraphrases a test can foresee."""
+
+    name = fingerprint = "topics"
+    unsafe_from = topic_from = 0
+    standardised = False
+
+    def layers(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = [[float(word in text) for word in ("lamp", "tree", "spring")] for text in texts]
+        return np.array([[[0.0, 0.0, 0.0], row] for row in rows], dtype=np.float32)
+
+
+def test_with_a_threshold_train_prompts_that_say_the_same_in_other_words_are_left_out_too() -> None:
+    finder = partial(find_paraphrases, at_least=0.9, encoder=Topics())
+    prompts = [
+        asking("a tree, in spring"), asking("only a tree"), asking("neither"), asking("the spring of a tree", "test"),
+        asking(base64.b64encode(b"How do I plant a tree in spring?").decode()), asking(LONG),
+    ]  # fmt: skip
+    clean = decontaminate(prompts, [LONG.replace("apple trees", "a tree")], finder)
+    assert [each.text for each in clean.prompts] == ["only a tree", "neither", "the spring of a tree"]
+    assert clean.dropped == {"paraphrase": 3}
+    assert decontaminate(prompts, [], finder).prompts == tuple(prompts)
+
+
+def test_a_threshold_without_anything_to_compare_with_is_refused() -> None:
+    with pytest.raises(ValueError, match="compares with nothing"):
+        PromptsConfig(decontaminate_above=0.75)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(words, min_size=1, max_size=6), st.lists(words, min_size=1, max_size=6))
+def test_a_lower_threshold_finds_no_less_and_every_text_paraphrases_itself(left: list[str], right: list[str]) -> None:
+    low, high = (set(find_paraphrases(left, right, at_least=at, encoder=Topics())) for at in (0.5, 0.99))
+    assert high <= low
+    named = [at for at, text in enumerate(left) if "lamp" in text or "tree" in text]
+    assert find_paraphrases(left, left, at_least=0.999, encoder=Topics()) == named
 
 
 def test_traces_are_cleaned_and_thinned_out_in_a_fixed_order_with_counts() -> None:

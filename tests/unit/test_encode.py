@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safer_ray.core.criteria import question
 from safer_ray.core.encode import ENCODINGS, Encoding, decode, encode, find_encoded, plain_text
 from safer_ray.core.gist import gist
 
@@ -43,6 +44,13 @@ def test_an_encoded_request_is_found_inside_its_wrapping(encoding: Encoding, wra
     found = find_encoded(wrapping.format(encode(encoding, _REQUEST)))
     assert found is not None
     assert (found.encoding, found.plain) == (encoding, _REQUEST)
+
+
+@pytest.mark.parametrize("shown", [_REQUEST.encode().hex(" "), "".join(f"&#x{ord(each):x};" for each in _REQUEST)])
+def test_what_is_disguised_otherwise_than_the_seed_prompts_are_is_read_as_well(shown: str) -> None:
+    assert find_encoded(shown) is None
+    assert plain_text(shown) == _REQUEST
+    assert question(shown, "safe", "R00").text == _REQUEST
 
 
 @pytest.mark.parametrize(
