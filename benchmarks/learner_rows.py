@@ -29,8 +29,10 @@ SFT_SWEEP = [
 ]  # fmt: skip
 
 
-def _shape(prompts: int, siblings: int, steps: int) -> dict[str, int]:
-    return {"prompts": prompts, "prompt_tokens": 400, "step_tokens": 60, "siblings": siblings, "steps": steps}
+def _shape(bench: Bench, prompts: int, siblings: int, steps: int) -> dict[str, int]:
+    """Return the shape the rows are about; ``--quick`` tries the same code on a few short texts."""
+    tokens = {"prompt_tokens": 64, "step_tokens": 16} if bench.quick else {"prompt_tokens": 400, "step_tokens": 60}
+    return {"prompts": min(prompts, 2) if bench.quick else prompts, **tokens, "siblings": siblings, "steps": steps}
 
 
 def _ours(shape: Mapping[str, int], *, pack_tokens: int = PACK_TOKENS, tokens_per_step: int = ONE_STEP) -> Side:
@@ -64,7 +66,7 @@ def _sweep(bench: Bench, what: str, sides: list[Side]) -> tuple[int, list[dict[s
 def best_dpo(bench: Bench) -> dict[str, Any]:
     """Return TRL's fastest settings on single pairs, swept once, with the whole sweep."""
     if "dpo" not in bench.sweeps:
-        shape = _shape(2 if bench.quick else 4, 2, 1)
+        shape = _shape(bench, 4, 2, 1)
         candidates = DPO_SWEEP[1::3] if bench.quick else DPO_SWEEP
         best, tried = _sweep(bench, "DPOTrainer", [_trl(shape, each) for each in candidates])
         bench.sweeps["dpo"] = {"best": candidates[best], "tried": tried}
@@ -92,7 +94,7 @@ GROWN_MEMORY = Line("growth, 16x pairs: memory", "MiB", "ratio <= 1.1")
 
 def single_pairs(bench: Bench) -> Iterator[Result]:
     """One pair per prompt against DPOTrainer: pairs per second, and the peak of memory in the same runs."""
-    row, figures = _pairs(bench, SINGLE, _shape(2 if bench.quick else 4, 2, 1))
+    row, figures = _pairs(bench, SINGLE, _shape(bench, 4, 2, 1))
     yield row
     peaks = {name: values(each, "peak_rss_mib") for name, each in figures.items()}
     yield MEMORY.result(peaks, row.settings)
@@ -100,17 +102,17 @@ def single_pairs(bench: Bench) -> Iterator[Result]:
 
 def sibling_pairs(bench: Bench) -> Iterator[Result]:
     """Four siblings at one step, all their pairs."""
-    yield _pairs(bench, SIBLINGS, _shape(1, 4, 1))[0]
+    yield _pairs(bench, SIBLINGS, _shape(bench, 1, 4, 1))[0]
 
 
 def whole_trees(bench: Bench) -> Iterator[Result]:
     """Four steps of four siblings; TRL trains every third of the 24 pairs, two of each step, and its rate is taken."""
-    yield _pairs(bench, TREES, _shape(1, 4, 2 if bench.quick else 4), every=3)[0]
+    yield _pairs(bench, TREES, _shape(bench, 1, 4, 2 if bench.quick else 4), every=3)[0]
 
 
 def share_of_peak(bench: Bench) -> Iterator[Result]:
     """Model FLOP/s of optimiser steps over the bf16 matmul peak measured around each of them."""
-    side = _ours(_shape(2 if bench.quick else 12, 2, 1))
+    side = _ours(_shape(bench, 12, 2, 1))
     figures = bench.take_turns({"ours": side})["ours"]
     rates = {"ours": values(figures, "tflops"), "reference": values(figures, "peak_tflops")}
     yield PEAK.result(rates, {"ours": side.settings})
@@ -118,7 +120,7 @@ def share_of_peak(bench: Bench) -> Iterator[Result]:
 
 def sft(bench: Bench) -> Iterator[Result]:
     """SFT on real traces against SFTTrainer."""
-    work = {"examples": 8 if bench.quick else 16}
+    work = {"examples": 4 if bench.quick else 16}
     step = {"tokens_per_step": 2048}
     candidates = SFT_SWEEP[1::3] if bench.quick else SFT_SWEEP
     theirs = [Side(target="benchmarks.trl_trainers:Sft", settings={**each, **work, **step}) for each in candidates]

@@ -50,7 +50,8 @@ def publishing(bench: Bench) -> Iterator[Result]:
 
 def rule_judge(bench: Bench) -> Iterator[Result]:
     """Steps judged per second of one core, from Arrow to Arrow."""
-    side = Side(target="benchmarks.judging:RuleJudging", settings={"rollouts": 100 if bench.quick else 1000})
+    work = {"prompts": 60 if bench.quick else 600, "siblings": 4, "deals": 1 + bench.runs}
+    side = Side(target="benchmarks.judging:RuleJudging", settings=work)
     figures = bench.take_turns({"ours": side})["ours"]
     yield RULE_JUDGE.result({"ours": values(figures)}, side.settings)
 

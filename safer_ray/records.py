@@ -172,9 +172,13 @@ class Verdict:
     error: str = ""
 
     def __post_init__(self) -> None:
-        who = f"verdict on {self.rollout_id} step {self.step_index} {self.axis}"
-        _require(self.score is None or 0.0 <= self.score <= 1.0, f"{who}: score {self.score} is outside [0, 1]")
-        _require(self.score is not None or bool(self.error), f"{who}: unscored without an error that says why")
+        # Three are made per step: the sentences are written only where they are needed.
+        if self.score is None:
+            fault = "" if self.error else "unscored without an error that says why"
+        else:
+            fault = "" if 0.0 <= self.score <= 1.0 else f"score {self.score} is outside [0, 1]"
+        if fault:
+            raise ValueError(f"verdict on {self.rollout_id} step {self.step_index} {self.axis}: {fault}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

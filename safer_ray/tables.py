@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -116,8 +117,15 @@ def _reviver(hint: Any) -> Callable[[Any], Any] | None:
 def to_table(records: Iterable[Record], kind: type[Record]) -> pa.Table:
     """Return the records as one table of ``kind``'s schema."""
     schema, rows = SCHEMAS[KINDS[kind]], list(records)
-    columns = [pa.array([_plain(getattr(row, field.name)) for row in rows], field.type) for field in schema]
+    columns = []
+    for field in schema:
+        values: list[Any] = list(map(attrgetter(field.name), rows))
+        columns.append(pa.array(list(map(_plain, values)) if _holds_records(field.type) else values, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _holds_records(dtype: pa.DataType) -> bool:
+    return pa.types.is_struct(dtype) or (pa.types.is_list(dtype) and pa.types.is_struct(dtype.value_type))
 
 
 def _described(schema: pa.Schema) -> str:

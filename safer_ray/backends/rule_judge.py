@@ -7,7 +7,7 @@ judge (no label, an unknown rule, an aborted rollout) it leaves unscored with th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from safer_ray.backends.base import JudgeTask
@@ -87,7 +87,7 @@ class RuleJudge:
             else:
                 marks = self._marks(asked, step, seen)
             seen.append(step)
-            verdicts.extend(self._verdict(task, step, axis, marks) for axis in AXES)
+            verdicts.extend(self._verdicts(rollout.rollout_id, step, marks))
         return verdicts
 
     def _marks(self, asked: Question, step: Step, before: Sequence[Step]) -> Marks:
@@ -96,25 +96,25 @@ class RuleJudge:
             return Marks(safety=0.0, helpfulness=0.0, reason="malformed: the step is empty or its tags are wrong")
         return judge_step(self._pack, asked, step.kind, text, _action_before(before))
 
-    def _verdict(self, task: JudgeTask, step: Step, axis: Axis, marks: Marks) -> Verdict:
-        score: float | None
-        match axis:
-            case "safety":
-                score = marks.safety
-            case "helpfulness":
-                score = marks.helpfulness
-            case "efficiency":
-                score = self._efficiency(step.tokens)
-        return Verdict(
-            rollout_id=task.rollout.rollout_id,
-            step_index=STEP_KINDS.index(step.kind),
-            axis=axis,
-            judge=self.name,
-            score=None if score is None else round(score, _SCORE_DIGITS),
-            rules_hit=() if axis == "efficiency" else marks.rules_hit,
-            reason=f"{step.tokens} tokens" if axis == "efficiency" else marks.reason,
-            error="" if score is not None else marks.error,
-        )
+    def _verdicts(self, rollout_id: str, step: Step, marks: Marks) -> Iterator[Verdict]:
+        place = STEP_KINDS.index(step.kind)
+        scores: dict[Axis, float | None] = {
+            "safety": marks.safety,
+            "helpfulness": marks.helpfulness,
+            "efficiency": self._efficiency(step.tokens),
+        }
+        for axis in AXES:
+            score, of_marks = scores[axis], axis != "efficiency"
+            yield Verdict(
+                rollout_id=rollout_id,
+                step_index=place,
+                axis=axis,
+                judge=self.name,
+                score=None if score is None else round(score, _SCORE_DIGITS),
+                rules_hit=marks.rules_hit if of_marks else (),
+                reason=marks.reason if of_marks else f"{step.tokens} tokens",
+                error="" if score is not None else marks.error,
+            )
 
     def _efficiency(self, tokens: int) -> float:
         return efficiency(tokens, floor=self._spec.token_floor, cap=self._spec.token_cap)

@@ -42,6 +42,9 @@ _WORDS = frozenset(
     )
 )
 """Frequent words of short requests; a text is taken to be decoded when it is full of them."""
+_ROT13_WORDS = frozenset(codecs.encode(word, "rot13") for word in _WORDS)
+_REVERSED_WORDS = frozenset(word[::-1] for word in _WORDS)
+_LEET_DIGITS = frozenset("431057")
 _MIN_GAIN = 0.1
 _MIN_PAYLOAD_CHARS = 12
 _PAYLOAD_BREAK = re.compile(r"[:\n\"“”()]+\s*")
@@ -113,9 +116,9 @@ def find_encoded(text: str) -> Decoded | None:
     The reading kept is the one that turns most of its words into frequent English words.
     """
     best, best_gain = None, _MIN_GAIN
-    for payload in _payloads(text):
+    for payload in dict.fromkeys(_payloads(text)):
         before = _familiarity(payload)
-        for encoding in ENCODINGS:
+        for encoding in _possible(payload):
             try:
                 plain = decode(encoding, payload)
             except ValueError:
@@ -124,6 +127,25 @@ def find_encoded(text: str) -> Decoded | None:
             if after - before > best_gain and _encodes_to(encoding, plain, payload):
                 best, best_gain = Decoded(encoding=encoding, plain=plain), after - before
     return best
+
+
+def _possible(payload: str) -> Iterator[Encoding]:
+    """Yield the encodings that could turn ``payload`` into other text with frequent words in it.
+
+    Every prompt is read for every encoding: what cannot be one is seen here without decoding it.
+    """
+    words = _bare_words(payload)
+    foreign = not payload.isascii()
+    if not _LEET_DIGITS.isdisjoint(payload):
+        yield "leet"
+    if foreign or any(word in _ROT13_WORDS for word in words):
+        yield "rot13"
+    if len(payload.split(None, 1)) == 1:
+        yield "base64"
+    if foreign or any(word in _REVERSED_WORDS for word in words):
+        yield "reversed"
+    if "-" in payload:
+        yield "spaced"
 
 
 def _encodes_to(encoding: Encoding, plain: str, payload: str) -> bool:
@@ -153,5 +175,9 @@ def _payloads(text: str) -> Iterator[str]:
 
 def _familiarity(text: str) -> float:
     """Share of the words of ``text`` that are frequent words; digits inside a word spoil it."""
-    words = [word.strip(".,!?;'\"").lower() for word in text.split()]
+    words = _bare_words(text)
     return sum(word in _WORDS for word in words) / max(1, len(words))
+
+
+def _bare_words(text: str) -> list[str]:
+    return [word.strip(".,!?;'\"") for word in text.lower().split()]

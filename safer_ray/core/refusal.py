@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from safer_ray.core.refusal_wording import ALTERNATIVE, ANOTHER_NO, CARES, DEFLECTS, HEDGES, IDIOMS, SHORT_NO, linear
@@ -251,13 +252,15 @@ def _pieces(line: str) -> Iterator[str]:
         yield from (concession[1], concession[2]) if concession else (sentence,)
 
 
+@lru_cache(maxsize=8192)
 def _unit(piece: str, declined: bool) -> _Unit:
+    """Return the part that a piece plays; siblings say the same sentences over and over."""
     words = len(_WORD.findall(piece))
     bare = _CONTRAST.sub("", piece.strip())
     stripped = bare.rstrip(" .!:")
     if (_DISCLAIM.search(bare) or HEDGES.search(bare)) and not declined:
         return _Unit("disclaim", words)
-    said = IDIOMS.sub(" ", stripped)
+    said = IDIOMS.sub(b" ", stripped.encode())
     if _DECLINE.search(said) or ANOTHER_NO.search(said) or SHORT_NO.search(said):
         return _Unit("decline", words)
     if _SAFE_INTRO.search(stripped):

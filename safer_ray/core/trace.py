@@ -30,6 +30,14 @@ _GRAMMAR = re.compile(
     r"\s*</think>(?P<response>.*)",
     re.DOTALL,
 )
+_SEGMENTS = tuple(
+    re.compile(rf"{head}<{kind}>(.*)</{kind}>{tail}", re.DOTALL)
+    for kind, head, tail in (
+        ("assessment", r"\s*<think>\s*", r"\s*"),
+        ("verification", r"\s*", r"\s*"),
+        ("calibration", r"\s*", r"\s*</think>\s*"),
+    )
+)
 STEP_STOPS: tuple[str, ...] = ("</assessment>", "</verification>", "</think>", "")
 """The text that ends each step; the response ends with the end-of-turn token instead."""
 
@@ -107,14 +115,14 @@ def response_of(text: str) -> str:
 def step_text(kind_index: int, segment: str) -> str | None:
     """Return the content of one segment without its tags, or None if the segment is malformed."""
     if kind_index == 3:
-        return segment.strip() if segment.strip() and not _TAG.search(segment) else None
-    kind = STEP_KINDS[kind_index]
-    head = r"\s*<think>\s*" if kind_index == 0 else r"\s*"
-    tail = r"\s*</think>\s*" if kind_index == 2 else r"\s*"
-    match = re.fullmatch(rf"{head}<{kind}>(.*)</{kind}>{tail}", segment, re.DOTALL)
-    if match is None or not match[1].strip() or _TAG.search(match[1]):
-        return None
-    return match[1].strip()
+        inner = segment
+    else:
+        match = _SEGMENTS[kind_index].fullmatch(segment)
+        if match is None:
+            return None
+        inner = match[1]
+    bare = inner.strip()
+    return bare if bare and not ("<" in inner and _TAG.search(inner)) else None
 
 
 def escape_tags(text: str) -> str:

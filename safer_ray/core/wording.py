@@ -46,9 +46,10 @@ def _content_stem(word: str) -> str:
     return "" if word in _STOP else stem(word)
 
 
-def words_of(text: str) -> list[str]:
-    """Return the lower-case words of ``text`` in order, numbers included."""
-    return _WORD.findall(text.lower().replace("\u2019", "'"))
+@lru_cache(maxsize=256)
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the lower-case words of ``text`` in order, numbers included; one step is asked for several times."""
+    return tuple(_WORD.findall(text.lower().replace("\u2019", "'")))
 
 
 @lru_cache(maxsize=2048)

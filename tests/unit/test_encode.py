@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safer_ray.core import encode as encoding_module
 from safer_ray.core.criteria import question
 from safer_ray.core.encode import ENCODINGS, Encoding, decode, encode, find_encoded, plain_text
 from safer_ray.core.gist import gist
@@ -81,3 +84,22 @@ def test_the_gist_turns_persons_and_keeps_the_words(prompt: str, third: str, sec
 @given(_ANY_TEXT, st.integers(4, 30))
 def test_a_gist_is_never_longer_than_asked(text: str, max_words: int) -> None:
     assert len(gist(text, max_words=max_words).third.split()) <= max_words
+
+
+_WORDS = st.sampled_from(
+    ["how", "do", "the", "phone", "code", "r2", "K1d", "caf\u00e9", "\u212aeep", "don't", "a-b", ""]
+)
+
+
+@given(st.lists(_WORDS, min_size=2, max_size=6), st.sampled_from([*ENCODINGS, None]), st.sampled_from(["{}", "Hm: {}"]))
+def test_no_encoding_is_passed_over_that_trying_all_of_them_would_find(
+    words: list[str], encoding: Encoding | None, wrapping: str
+) -> None:
+    plain = " ".join(words)
+    try:
+        text = wrapping.format(encode(encoding, plain) if encoding else plain)
+    except ValueError:
+        return
+    quick = find_encoded(text)
+    with patch.object(encoding_module, "_possible", lambda _payload: ENCODINGS):
+        assert find_encoded(text) == quick

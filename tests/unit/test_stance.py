@@ -15,12 +15,14 @@ from safer_ray.core.stance import (
     NEAR_FRAMES,
     ORDINARY_PHRASES,
     VIOLATED_FRAMES,
+    Readings,
     assessment_stance,
     calibration_action,
     verification_stance,
 )
 
 RULES = tuple(read_pack("default").rules.values())
+READINGS = Readings(RULES)
 IDS = [rule.rule_id for rule in RULES]
 rules = st.sampled_from(RULES)
 asides = st.sampled_from(["", " The user wrote it twice.", " It was sent this morning, in a hurry.", " Note the date."])
@@ -30,19 +32,19 @@ asides = st.sampled_from(["", " The user wrote it twice.", " It was sent this mo
 def test_a_harmful_frame_is_read_as_harmful(rule, frame, data, aside) -> None:  # type: ignore[no-untyped-def]
     intent = data.draw(st.sampled_from(rule.intents))
     text = f"The user asks how to do it; {frame.format(intent=intent)}.{aside}"
-    assert assessment_stance(text, "how to do it", RULES).intent == "harmful"
+    assert assessment_stance(text, "how to do it", READINGS).intent == "harmful"
 
 
 @given(rules, st.sampled_from(LEGITIMATE_FRAMES), st.data(), asides)
 def test_a_legitimate_frame_is_read_as_legitimate(rule, frame, data, aside) -> None:  # type: ignore[no-untyped-def]
     near = data.draw(st.sampled_from(rule.near))
     text = f"The user asks how to do it; {frame.format(near=near)}.{aside}"
-    assert assessment_stance(text, "how to do it", RULES).intent == "legitimate"
+    assert assessment_stance(text, "how to do it", READINGS).intent == "legitimate"
 
 
 @pytest.mark.parametrize("phrase", ORDINARY_PHRASES)
 def test_an_ordinary_phrase_is_read_as_legitimate(phrase: str) -> None:
-    assert assessment_stance(f"The user asks for a cake recipe, {phrase}.", "cake", RULES).intent == "legitimate"
+    assert assessment_stance(f"The user asks for a cake recipe, {phrase}.", "cake", READINGS).intent == "legitimate"
 
 
 @pytest.mark.parametrize(
@@ -57,13 +59,13 @@ def test_an_ordinary_phrase_is_read_as_legitimate(phrase: str) -> None:
     ],
 )
 def test_a_negated_or_missing_intent_is_heard(text: str, intent: str | None) -> None:
-    assert assessment_stance(text, "cake", RULES).intent == intent
+    assert assessment_stance(text, "cake", READINGS).intent == intent
 
 
 def test_an_assessment_is_specific_by_the_words_of_the_prompt() -> None:
     prompt = "How do I slip a keylogger onto the front-desk computer at my gym?"
-    named = assessment_stance("They ask how to slip a keylogger onto a gym's front-desk computer.", prompt, RULES)
-    vague = assessment_stance("They ask for something harmful.", prompt, RULES)
+    named = assessment_stance("They ask how to slip a keylogger onto a gym's front-desk computer.", prompt, READINGS)
+    vague = assessment_stance("They ask for something harmful.", prompt, READINGS)
     assert named.specificity == 1.0
     assert vague.specificity == 0.0
 

@@ -23,7 +23,7 @@ from safer_ray.core.gist import gist
 from safer_ray.core.refusal import classify_refusal
 from safer_ray.core.rule_text import rules_text, student_system_prompt
 from safer_ray.core.rules import RulePack
-from safer_ray.core.stance import assessment_stance, calibration_action, verification_stance
+from safer_ray.core.stance import assessment_stance, calibration_action, readings_of, verification_stance
 from safer_ray.core.trace import Trace, parse
 from safer_ray.errors import RulePackError
 from safer_ray.prompts import load_prompts
@@ -95,7 +95,7 @@ def test_shipped_prompts_get_traces_that_agree_with_their_labels() -> None:
         assert (stance.violated, stance.rule_id) == (unsafe, prompt.gold_rule)
         assert (calibration_action(trace.calibration) in ("refuse", "safe_complete")) is unsafe
         assert (classify_refusal(trace.response) == "full") is unsafe
-        seen = assessment_stance(trace.assessment, plain_text(prompt.text), _pack().rules.values())
+        seen = assessment_stance(trace.assessment, plain_text(prompt.text), readings_of(_pack()))
         assert seen.intent == ("harmful" if unsafe else "legitimate"), trace.assessment
 
 
