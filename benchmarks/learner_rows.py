@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.measure import Bench, BenchmarkError, Line, Result, Row, Side, values
+
+Options = dict[str, Any]
+SideOf = Callable[[Options], Side]
+Swept = tuple[Options, list[Options]]
+"""The fastest options, and all that were tried with what they gave."""
 
 OURS = "benchmarks.learners:Pairs"
 TRL_DPO = "benchmarks.trl_trainers:Dpo"
@@ -13,20 +18,13 @@ PACK_TOKENS = 1024
 ONE_STEP = 1 << 20
 """Tokens per optimiser step that no workload reaches: all pairs of a run are one step, on both sides."""
 
-DPO_SWEEP = [
-    {"batch": batch, "precompute": precompute, "autocast": autocast}
-    for batch, precompute, autocast in (
-        (1, False, False), (1, True, False), (2, True, False), (4, False, False), (4, True, False),
-        (1, True, True), (4, True, True),
-    )
-]  # fmt: skip
-SFT_SWEEP = [
-    {"batch": batch, "layout": layout, "autocast": autocast}
-    for batch, layout, autocast in (
-        (1, "padded", False), (4, "padded", False), (4, "padded_by_length", False), (8, "padded_by_length", False),
-        (4, "padding_free", False), (1, "packed", False), (4, "padded_by_length", True),
-    )
-]  # fmt: skip
+DPO_FIRST = [{"batch": batch, "precompute": True, "autocast": False} for batch in (1, 2, 4)]
+DPO_THEN = [{"precompute": False}, {"autocast": True}]
+SFT_FIRST = [
+    {"batch": batch, "layout": layout, "autocast": False}
+    for batch, layout in ((1, "padded"), (4, "padded_by_length"), (4, "padding_free"), (1, "packed"))
+]
+SFT_THEN = [{"autocast": True}]
 
 
 def _shape(bench: Bench, prompts: int, siblings: int, steps: int) -> dict[str, int]:
@@ -39,45 +37,57 @@ def _ours(shape: Mapping[str, int], *, pack_tokens: int = PACK_TOKENS, tokens_pe
     return Side(target=OURS, settings={"pack_tokens": pack_tokens, "tokens_per_step": tokens_per_step, **shape})
 
 
-def _trl(shape: Mapping[str, int], best: Mapping[str, Any], every: int = 1) -> Side:
-    return Side(target=TRL_DPO, settings={**best, "every": every, "shape": dict(shape)})
+def _trl(shape: Mapping[str, int], best: Mapping[str, Any], pairs: int) -> Side:
+    return Side(target=TRL_DPO, settings={**best, "pairs": pairs, "shape": dict(shape)})
 
 
-def _sweep(bench: Bench, what: str, sides: list[Side]) -> tuple[int, list[dict[str, Any]]]:
-    """Return the index of the fastest and what each did in one run after a warm-up, or why it did nothing."""
-    tried: list[dict[str, Any]] = []
-    for side in sides:
-        options = {
-            key: side.settings[key] for key in ("batch", "precompute", "layout", "autocast") if key in side.settings
-        }
+def _sweep(bench: Bench, what: str, first: Sequence[Options], then: Sequence[Options], side: SideOf) -> Swept:
+    """Try the first options, then each change of the best of them: one run each, after a warm-up.
+
+    Returns the fastest options and the rate of all, or why they gave none.
+    """
+    tried: list[Options] = []
+
+    def best() -> Options:
+        return max(tried, key=lambda each: float(each["rate"]))
+
+    def attempt(options: Options) -> None:
         try:
-            [figures] = bench.take_turns({f"sweep {what}": side}, runs=1)[f"sweep {what}"]
+            [figures] = bench.take_turns({f"sweep {what}": side(options)}, runs=1)[f"sweep {what}"]
         except RuntimeError as exc:
             tried.append({**options, "rate": 0.0, "failed": str(exc)})
         else:
             tried.append({**options, "rate": figures["rate"], "peak_rss_mib": figures["peak_rss_mib"]})
-    best = max(range(len(tried)), key=lambda index: float(tried[index]["rate"]))
-    if "failed" in tried[best]:
+
+    for options in first:
+        attempt(options)
+    start = {name: best()[name] for name in first[0]}
+    for change in then:
+        attempt({**start, **change})
+    if "failed" in best():
         raise BenchmarkError(f"every setting of the {what} sweep failed, the last with: {tried[-1]['failed']}")
-    bench.say(f"best of the {what} sweep: {tried[best]}")
-    return best, tried
+    bench.say(f"best of the {what} sweep: {best()}")
+    return {name: best()[name] for name in first[0]}, tried
 
 
-def best_dpo(bench: Bench) -> dict[str, Any]:
+def best_dpo(bench: Bench) -> Swept:
     """Return TRL's fastest settings on single pairs, swept once, with the whole sweep."""
     if "dpo" not in bench.sweeps:
         shape = _shape(bench, 4, 2, 1)
-        candidates = DPO_SWEEP[1::3] if bench.quick else DPO_SWEEP
-        best, tried = _sweep(bench, "DPOTrainer", [_trl(shape, each) for each in candidates])
-        bench.sweeps["dpo"] = {"best": candidates[best], "tried": tried}
-    return dict(bench.sweeps["dpo"])
+
+        def side(options: Options) -> Side:
+            return _trl(shape, options, pairs=max(2, options["batch"]))
+
+        bench.sweeps["dpo"] = _sweep(bench, "DPOTrainer", DPO_FIRST[: bench.sizes], DPO_THEN[: bench.sizes], side)
+    return bench.sweeps["dpo"]
 
 
-def _pairs(bench: Bench, line: Line, shape: Mapping[str, int], every: int = 1) -> tuple[Result, dict[str, Any]]:
-    sweep = best_dpo(bench)
-    sides = {"ours": _ours(shape), "reference": _trl(shape, sweep["best"], every)}
+def _pairs(bench: Bench, line: Line, shape: Mapping[str, int], pairs: int) -> tuple[Result, dict[str, Any]]:
+    """Compare on ``shape``; the reference trains ``pairs`` of its pairs, or a batch of its best size."""
+    best, tried = best_dpo(bench)
+    sides = {"ours": _ours(shape), "reference": _trl(shape, best, max(pairs, best["batch"]))}
     figures = bench.take_turns(sides)
-    settings = {"ours": sides["ours"].settings, "reference": {**sides["reference"].settings, "sweep": sweep["tried"]}}
+    settings = {"ours": sides["ours"].settings, "reference": {**sides["reference"].settings, "sweep": tried}}
     rates = {name: values(each) for name, each in figures.items()}
     return line.result(rates, settings), figures
 
@@ -94,25 +104,25 @@ GROWN_MEMORY = Line("growth, 16x pairs: memory", "MiB", "ratio <= 1.1")
 
 def single_pairs(bench: Bench) -> Iterator[Result]:
     """One pair per prompt against DPOTrainer: pairs per second, and the peak of memory in the same runs."""
-    row, figures = _pairs(bench, SINGLE, _shape(bench, 4, 2, 1))
+    row, figures = _pairs(bench, SINGLE, _shape(bench, 4, 2, 1), pairs=4)
     yield row
     peaks = {name: values(each, "peak_rss_mib") for name, each in figures.items()}
     yield MEMORY.result(peaks, row.settings)
 
 
 def sibling_pairs(bench: Bench) -> Iterator[Result]:
-    """Four siblings at one step, all their pairs."""
-    yield _pairs(bench, SIBLINGS, _shape(bench, 1, 4, 1))[0]
+    """Four siblings at one step, all their pairs; TRL trains two of the six and its rate is taken."""
+    yield _pairs(bench, SIBLINGS, _shape(bench, 1, 4, 1), pairs=2)[0]
 
 
 def whole_trees(bench: Bench) -> Iterator[Result]:
-    """Four steps of four siblings; TRL trains every third of the 24 pairs, two of each step, and its rate is taken."""
-    yield _pairs(bench, TREES, _shape(bench, 1, 4, 2 if bench.quick else 4), every=3)[0]
+    """Four steps of four siblings; TRL trains four of the 24 pairs, one of each step, and its rate is taken."""
+    yield _pairs(bench, TREES, _shape(bench, 1, 4, 4), pairs=4)[0]
 
 
 def share_of_peak(bench: Bench) -> Iterator[Result]:
     """Model FLOP/s of optimiser steps over the bf16 matmul peak measured around each of them."""
-    side = _ours(_shape(bench, 12, 2, 1))
+    side = _ours(_shape(bench, 8, 2, 1))
     figures = bench.take_turns({"ours": side})["ours"]
     rates = {"ours": values(figures, "tflops"), "reference": values(figures, "peak_tflops")}
     yield PEAK.result(rates, {"ours": side.settings})
@@ -120,15 +130,16 @@ def share_of_peak(bench: Bench) -> Iterator[Result]:
 
 def sft(bench: Bench) -> Iterator[Result]:
     """SFT on real traces against SFTTrainer."""
-    work = {"examples": 4 if bench.quick else 16}
-    step = {"tokens_per_step": 2048}
-    candidates = SFT_SWEEP[1::3] if bench.quick else SFT_SWEEP
-    theirs = [Side(target="benchmarks.trl_trainers:Sft", settings={**each, **work, **step}) for each in candidates]
-    best, tried = _sweep(bench, "SFTTrainer", theirs)
-    ours = Side(target="benchmarks.learners:Sft", settings={**work, **step, "pack_tokens": PACK_TOKENS})
-    figures = bench.take_turns({"ours": ours, "reference": theirs[best]})
+    work = {"examples": 4 if bench.quick else 12, "tokens_per_step": 2048}
+
+    def side(options: Options) -> Side:
+        return Side(target="benchmarks.trl_trainers:Sft", settings={**options, **work})
+
+    best, tried = _sweep(bench, "SFTTrainer", SFT_FIRST[-bench.sizes :], SFT_THEN[: bench.sizes], side)
+    ours = Side(target="benchmarks.learners:Sft", settings={**work, "pack_tokens": PACK_TOKENS})
+    figures = bench.take_turns({"ours": ours, "reference": side(best)})
     rates = {name: values(each) for name, each in figures.items()}
-    yield SFT.result(rates, {"ours": ours.settings, "reference": {**theirs[best].settings, "sweep": tried}})
+    yield SFT.result(rates, {"ours": ours.settings, "reference": {**side(best).settings, "sweep": tried}})
 
 
 def growth(bench: Bench) -> Iterator[Result]:

@@ -124,6 +124,11 @@ class Bench:
     until: float = float("inf")
     _count: int = 0
 
+    @property
+    def sizes(self) -> int:
+        """How many settings of each part of a sweep are tried."""
+        return 1 if self.quick else 99
+
     def take_turns(self, sides: Mapping[str, Side], runs: int | None = None) -> dict[str, list[Figures]]:
         """Build every side in a process of its own, then let them run A B A B; return their figures.
 

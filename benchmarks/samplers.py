@@ -156,12 +156,14 @@ class StepwiseTrees:
     def __init__(self, *, threads: int, prompt_tokens: int, **load: int) -> None:
         self._load, self._prompt_tokens, self._turn = Load(**load), prompt_tokens, 0
         self._sampler = _spec(self._load, threads).build()
+        self._scheduled = self._sampler._engine.exclusive(Scheduled)
 
     def run(self) -> dict[str, Any]:
         """Return the tokens computed, and those of as many siblings each sampled from its prompt alone."""
         self._turn += 1
         rng = Random(self._turn)
-        before, begin = self._sampler.stats(), time.perf_counter()
+        before, cached = self._scheduled.tokens, self._scheduled.cached
+        begin, alone, asked = time.perf_counter(), 0, 0
         text = [
             " ".join(str(rng.choice(VOCABULARY)) for _ in range(self._prompt_tokens // 6))
             for _ in range(self._load.prompts)
@@ -176,27 +178,41 @@ class StepwiseTrees:
             )
             for number, words in enumerate(text)
         ]
-        alone = 0
         for level in range(len(STEP_KINDS)):
             rollouts = self._sampler.sample(requests)
+            asked += sum(len(r.prompt_ids) + len(r.prefix_ids) for r in rollouts)
             alone += sum(len(r.prompt_ids) + len(r.prefix_ids) + len(r.completion_ids) for r in rollouts)
             if level + 1 < len(STEP_KINDS):
                 requests = [_deeper(r, rollouts, level + 1) for r in requests]
-        after = self._sampler.stats()
-        spent = {name: getattr(after, name) - getattr(before, name) for name in
-                 ("prompt_tokens", "cached_prompt_tokens", "generated_tokens")}  # fmt: skip
-        computed = spent["prompt_tokens"] - spent["cached_prompt_tokens"] + spent["generated_tokens"]
+        computed = self._scheduled.tokens - before
         return {
             "seconds": time.perf_counter() - begin,
             "computed_tokens": computed,
             "alone_tokens": alone,
-            "hit_rate": spent["cached_prompt_tokens"] / spent["prompt_tokens"],
+            "hit_rate": (self._scheduled.cached - cached) / asked,
             "rate": computed / alone,
         }
 
     def close(self) -> None:
         """Shut the engine down."""
         self._sampler.close()
+
+
+class Scheduled:
+    """Counts the tokens that an engine's scheduler gives to the model, those of every sibling."""
+
+    def __init__(self, engine: Any) -> None:
+        self.tokens = self.cached = 0
+        scheduler = engine.engine_core.engine_core.scheduler  # the engine runs in this process
+        schedule = scheduler.schedule
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            output = schedule(*args, **kwargs)
+            self.tokens += output.total_num_scheduled_tokens
+            self.cached += sum(request.num_computed_tokens for request in output.scheduled_new_reqs)
+            return output
+
+        scheduler.schedule = counted
 
 
 def _deeper(request: SampleRequest, rollouts: list[Rollout], level: int) -> SampleRequest:

@@ -18,7 +18,7 @@ def through_ray(bench: Bench) -> Iterator[Result]:
     load = (
         {"prompts": 3, "siblings": 4, "step_tokens": 16}
         if bench.quick
-        else {"prompts": 12, "siblings": 4, "step_tokens": 64}
+        else {"prompts": 8, "siblings": 4, "step_tokens": 64}
     )
     sides = {
         "ours": Side(target="benchmarks.samplers:ThroughRay", settings=load),

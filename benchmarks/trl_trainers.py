@@ -80,23 +80,24 @@ class Dpo:
     """``DPOTrainer`` on all pairs of trees of one shape; all of them in one optimiser step.
 
     With ``precompute`` the reference model is not kept; its log-probs are computed before the epoch, in the time.
-    ``every`` 3 takes every third pair: a pair costs the same whatever stands beside it, and trees have many.
+    ``pairs`` of them are trained, drawn at equal distances: a pair costs the same whatever stands beside it.
     """
 
     def __init__(
-        self, *, batch: int, precompute: bool, autocast: bool, threads: int, shape: dict[str, int], every: int = 1
+        self, *, batch: int, precompute: bool, autocast: bool, threads: int, shape: dict[str, int], pairs: int
     ) -> None:
         torch.set_num_threads(threads)
         self._shape, self._folder = Shape(**shape), tempfile.TemporaryDirectory()
-        pairs = make_pairs(self._shape)[::every]
-        self._pairs = len(pairs)
+        every = make_pairs(self._shape)
+        chosen = [every[at * len(every) // min(pairs, len(every))] for at in range(min(pairs, len(every)))]
+        self._pairs = len(chosen)
         rows = {
-            "prompt_ids": [list(pair.prompt_ids + pair.prefix_ids) for pair in pairs],
-            "chosen_ids": [list(pair.chosen_ids) for pair in pairs],
-            "rejected_ids": [list(pair.rejected_ids) for pair in pairs],
+            "prompt_ids": [list(pair.prompt_ids + pair.prefix_ids) for pair in chosen],
+            "chosen_ids": [list(pair.chosen_ids) for pair in chosen],
+            "rejected_ids": [list(pair.rejected_ids) for pair in chosen],
         }
-        batch = min(batch, len(pairs))
-        steps = _arguments(self._folder.name, batch=batch, accumulate=-(-len(pairs) // batch), autocast=autocast)
+        batch = min(batch, len(chosen))
+        steps = _arguments(self._folder.name, batch=batch, accumulate=-(-len(chosen) // batch), autocast=autocast)
         self._clock, self._precompute = _Clock(), precompute
         self._trainer = _Tokenised(
             model=_load(autocast),

@@ -125,7 +125,7 @@ def to_table(records: Iterable[Record], kind: type[Record]) -> pa.Table:
 
 
 def _holds_records(dtype: pa.DataType) -> bool:
-    return pa.types.is_struct(dtype) or (pa.types.is_list(dtype) and pa.types.is_struct(dtype.value_type))
+    return bool(pa.types.is_struct(dtype.value_type if pa.types.is_list(dtype) else dtype))
 
 
 def _described(schema: pa.Schema) -> str:
