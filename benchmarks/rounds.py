@@ -13,7 +13,10 @@ from benchmarks.worker import REPOSITORY
 from benchmarks.workload import shipped_prompts
 
 TAUGHT = REPOSITORY / "benchmarks" / "results" / "tmp" / "taught"
-"""A checkpoint that writes traces of a few prompts, made once: an untrained model closes no step, so nothing pairs."""
+"""A run whose checkpoint writes traces, made once: an untrained model closes no step, so nothing pairs.
+
+Another run's directory may be laid here instead, as that of ``make demo``; the results name the run.
+"""
 COMMON = """\
 prompts: {{sources: [{{path: "{prompts}"}}]}}
 sampler: {{threads: 1, kv_cache_gib: 0.5, max_step_tokens: 110, max_trace_tokens: 300, max_answer_tokens: 16}}
@@ -90,7 +93,10 @@ class Rounds:
         if not sum(pairs):
             raise RuntimeError("rounds: not one pair was made, so nothing was learnt and nothing can overlap")
         seconds = sum(wall_s for name, wall_s in stages.items() if name != "start")
-        return {"seconds": seconds, "rate": seconds / self._rounds, "stages": stages, "pairs": pairs}
+        taught = json.loads((TAUGHT / "config.json").read_text())["name"]
+        return {
+            "seconds": seconds, "rate": seconds / self._rounds, "stages": stages, "pairs": pairs, "taught_by": taught,
+        }  # fmt: skip
 
     def close(self) -> None:
         """Remove the run."""

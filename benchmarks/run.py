@@ -15,7 +15,7 @@ from benchmarks.measure import Bench, Row
 from benchmarks.table import machine, show, write_document
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = {row.name: row for row in (*serving_rows.ROWS, *learner_rows.ROWS)}
+ROWS = {row.name: row for row in (*learner_rows.ROWS, *serving_rows.ROWS)}
 LINES = tuple(line.name for row in ROWS.values() for line in row.lines)
 Found = dict[str, dict[str, Any]]
 

@@ -69,7 +69,7 @@ def overlapped_rounds(bench: Bench) -> Iterator[Result]:
     }
     figures = bench.take_turns(sides, runs=1)
     seconds = {name: values(each, "seconds") for name, each in figures.items()}
-    details = {name: {key: each[0][key] for key in ("stages", "pairs")} for name, each in figures.items()}
+    details = {name: {key: each[0][key] for key in ("stages", "pairs", "taught_by")} for name, each in figures.items()}
     yield ROUNDS.result(seconds, {**work, **details})
 
 

@@ -76,10 +76,14 @@ def all_runs(texts: Iterable[str], length: int) -> frozenset[tuple[str, ...]]:
 
 def copied_share(text: str, source_runs: frozenset[tuple[str, ...]], length: int) -> float:
     """Return which share of the runs of ``text`` stands in the source, in [0, 1]."""
+    words = words_of(text)
+    if source_runs.isdisjoint(zip(*(words[offset:] for offset in range(length)), strict=False)):
+        return 0.0
     found = runs(text, length)
-    return len(found & source_runs) / len(found) if found else 0.0
+    return len(found & source_runs) / len(found)
 
 
+@lru_cache(maxsize=256)
 def repeated_share(text: str) -> float:
     """Return which share of the word triples of ``text`` was there before, in [0, 1]; of pairs if it is short."""
     words = words_of(text)
