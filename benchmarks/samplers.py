@@ -240,7 +240,8 @@ class Publishing:
         from safer_ray.cluster.session import ray_session
 
         torch.set_num_threads(threads)
-        self._ray, self._version, self._last = ray, 0, None
+        self._ray, self._version = ray, 0
+        self._kept: list[WeightsRef] = []
         self._policy = load_policy(MODEL, dtype="bf16", trust_remote_code=False, zero3_config=None)
         self._session = ray_session(None, 256)
         self._session.__enter__()
@@ -252,25 +253,25 @@ class Publishing:
             actor = SamplerActor.options(**options, max_concurrency=64).remote(spec)  # type: ignore[attr-defined]
             ray.get(actor.ready.remote())
             self._actors.append(actor)
-        self.run()
+        for _ in range(3):  # from the third version on a file is written over, as in a run
+            self.run()
 
     def run(self) -> dict[str, Any]:
         """Publish one version to all samplers; beside it, copy the same bytes in memory."""
         import torch
 
         from safer_ray.backends.policy_model import merged_state
-        from safer_ray.backends.weights import free_weights, write_weights
+        from safer_ray.backends.weights import write_weights
 
         self._version += 1
         begin = time.perf_counter()
-        ref = write_weights(merged_state(self._policy, zero_stage=0), self._version)
+        oldest = self._kept.pop(0) if len(self._kept) == 2 else None  # a learner keeps two versions
+        ref = write_weights(merged_state(self._policy, zero_stage=0), self._version, recycled=oldest)
         written = time.perf_counter()
         loaded: list[WeightsRef] = self._ray.get([actor.load_weights.remote(ref) for actor in self._actors])
         end = time.perf_counter()
         assert all((got.version, got.checksum) == (ref.version, ref.checksum) for got in loaded)
-        if self._last is not None:
-            free_weights(self._last)
-        self._last = ref
+        self._kept.append(ref)
         source, target = (torch.zeros(ref.nbytes, dtype=torch.uint8) for _ in range(2))
         copies = []
         for _ in range(5):
@@ -290,8 +291,8 @@ class Publishing:
         """Free the weights and stop the cluster."""
         from safer_ray.backends.weights import free_weights
 
-        if self._last is not None:
-            free_weights(self._last)
+        for ref in self._kept:
+            free_weights(ref)
         self._ray.get([actor.close.remote() for actor in self._actors])
         self._session.__exit__(None, None, None)
 

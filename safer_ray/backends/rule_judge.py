@@ -7,7 +7,7 @@ judge (no label, an unknown rule, an aborted rollout) it leaves unscored with th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safer_ray.backends.base import JudgeTask
@@ -19,7 +19,7 @@ from safer_ray.core.scoring import efficiency
 from safer_ray.core.stance import CalibrationAction, calibration_action, verification_stance
 from safer_ray.core.trace import Trace, parse, response_of, step_text
 from safer_ray.errors import TraceError
-from safer_ray.records import AXES, STEP_KINDS, Axis, Outcome, Step, Verdict
+from safer_ray.records import STEP_KINDS, Axis, Outcome, Step, Verdict
 
 _TURN_END = re.compile(r"(?:\s*<\|[^|>\s]{1,40}\|>|\s*</s>)+\s*$")
 _CALIBRATION = STEP_KINDS.index("calibration")
@@ -96,25 +96,26 @@ class RuleJudge:
             return Marks(safety=0.0, helpfulness=0.0, reason="malformed: the step is empty or its tags are wrong")
         return judge_step(self._pack, asked, step.kind, text, _action_before(before))
 
-    def _verdicts(self, rollout_id: str, step: Step, marks: Marks) -> Iterator[Verdict]:
+    def _verdicts(self, rollout_id: str, step: Step, marks: Marks) -> tuple[Verdict, Verdict, Verdict]:
         place = STEP_KINDS.index(step.kind)
-        scores: dict[Axis, float | None] = {
-            "safety": marks.safety,
-            "helpfulness": marks.helpfulness,
-            "efficiency": self._efficiency(step.tokens),
-        }
-        for axis in AXES:
-            score, of_marks = scores[axis], axis != "efficiency"
-            yield Verdict(
+
+        def verdict(axis: Axis, score: float | None, rules_hit: tuple[str, ...], reason: str) -> Verdict:
+            return Verdict(
                 rollout_id=rollout_id,
                 step_index=place,
                 axis=axis,
                 judge=self.name,
                 score=None if score is None else round(score, _SCORE_DIGITS),
-                rules_hit=marks.rules_hit if of_marks else (),
-                reason=marks.reason if of_marks else f"{step.tokens} tokens",
+                rules_hit=rules_hit,
+                reason=reason,
                 error="" if score is not None else marks.error,
             )
+
+        return (
+            verdict("safety", marks.safety, marks.rules_hit, marks.reason),
+            verdict("helpfulness", marks.helpfulness, marks.rules_hit, marks.reason),
+            verdict("efficiency", self._efficiency(step.tokens), (), f"{step.tokens} tokens"),
+        )
 
     def _efficiency(self, tokens: int) -> float:
         return efficiency(tokens, floor=self._spec.token_floor, cap=self._spec.token_cap)

@@ -42,9 +42,11 @@ def hollow(pack: RulePack, kind: StepKind, text: str, asked: frozenset[str]) -> 
     ``asked`` are the content words of the prompt: an assessment that holds none of them would fit any prompt.
     """
     bare = text.strip()
-    if not any(character.isalnum() for character in bare):
+    first = next((place for place, character in enumerate(bare) if character.isalnum()), None)
+    if first is None:
         return "empty: no letter and no digit"
-    if _only_openers(bare):
+    # Every opener begins with a letter: unless the first word begins one, there is no need to try all places.
+    if _OPENER.match(bare, first) and _only_openers(bare):
         return "empty: an opening with nothing behind it"
     if kind in ("assessment", "verification") and bare.isascii() and len(words_of(bare)) < _LEAST_WORDS:
         return "empty: fewer than three words"
@@ -59,9 +61,5 @@ def hollow(pack: RulePack, kind: StepKind, text: str, asked: frozenset[str]) -> 
 
 
 def _only_openers(text: str) -> bool:
-    # Every opener begins with a letter: unless the first word begins one, there is no need to try all places.
-    first = next((place for place, character in enumerate(text) if character.isalnum()), None)
-    if first is None or not _OPENER.match(text, first):
-        return False
     rest = _OPENER.sub(" ", text)
     return rest != text and not any(character.isalnum() for character in rest)

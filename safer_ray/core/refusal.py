@@ -230,17 +230,14 @@ def _units(text: str) -> Iterator[_Unit]:
             line = _ITEM.sub("", line, count=1)
         for piece in _pieces(line):
             unit = _unit(piece, declined)
-            opening = _CONTRAST.sub("", piece)
-            if not started and (_OPENING.match(opening) or DEFLECTS.search(opening)) and not HEDGES.search(opening):
+            if not started and _opens_with_no(piece):
                 unit = _Unit("decline", unit.words)
             started = started or unit.words > _APOLOGY_WORDS
             if item and unit.role != "decline":
                 yield _Unit("offer" if safe_list else "content", unit.words, announced=not safe_list, listed=True)
                 continue
             declined = declined or unit.role == "decline"
-            safe_list = bool(_SAFE_INTRO.search(piece.rstrip(" .:"))) or (
-                unit.role == "offer" and line.rstrip().endswith(":")
-            )
+            safe_list = _introduces_support(piece) or (unit.role == "offer" and line.rstrip().endswith(":"))
             yield unit
             if unit.role == "decline" and (told := _AFTER_COLON.search(piece)):
                 yield _unit(told[1], declined)
@@ -250,6 +247,17 @@ def _pieces(line: str) -> Iterator[str]:
     for sentence in _SPLIT.split(line.strip()):
         concession = _CONCESSION.match(sentence)
         yield from (concession[1], concession[2]) if concession else (sentence,)
+
+
+@lru_cache(maxsize=8192)
+def _opens_with_no(piece: str) -> bool:
+    opening = _CONTRAST.sub("", piece)
+    return bool((_OPENING.match(opening) or DEFLECTS.search(opening)) and not HEDGES.search(opening))
+
+
+@lru_cache(maxsize=8192)
+def _introduces_support(piece: str) -> bool:
+    return bool(_SAFE_INTRO.search(piece.rstrip(" .:")))
 
 
 @lru_cache(maxsize=8192)
