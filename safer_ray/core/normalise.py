@@ -61,17 +61,21 @@ def normalise(text: str, vocabulary: frozenset[str] = frozenset(), *, max_depth:
     decodings: list[Decoding] = []
     asked = (0, 0)
     for depth in range(max_depth):
-        before = head
+        before, had = head, len(decodings)
         for finder, whole in finders:
             edits = _apart(finder(head))
             decodings += [_decoding(edit, head, depth) for edit in edits]
             asked = _moved(asked, edits, whole=whole)
             head = _applied(edits, head)
-        if head == before:
+        if head == before:  # every finder has just read this text: most prompts are read once, not twice
+            more = len(decodings) > had
             break
-    exhausted = bool(tail) or any(finder(head) for finder, _ in finders)
+    else:
+        more = any(finder(head) for finder, _ in finders)
     payload = head[slice(*asked)].strip()
-    return Normalised(text=head + tail, asked=payload or head + tail, decodings=tuple(decodings), exhausted=exhausted)
+    return Normalised(
+        text=head + tail, asked=payload or head + tail, decodings=tuple(decodings), exhausted=bool(tail) or more
+    )
 
 
 def _finders(vocabulary: frozenset[str]) -> list[tuple[Callable[[str], list[Edit]], bool]]:
