@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from safer_ray.backends.world import World
 from safer_ray.core.events import Event, is_durable
-from safer_ray.core.loop import LoopState, admitted, apply, awaited, submitted
+from safer_ray.core.loop import LoopState, admitted, apply, awaited, submitted, summed
 from safer_ray.core.policies import Limits, Policy
 from safer_ray.errors import ClusterError
 from safer_ray.journal import Journal
@@ -50,7 +50,7 @@ def drive(state: LoopState, world: World, journal: Journal, *, pace: Pace, obser
                     f"({awaited(state)}); see the workers' logs, then resume the run"
                 )
             continue
-        heard, event = time.monotonic(), admitted(state, event)
+        heard, event = time.monotonic(), summed(state, admitted(state, event))
         if not apply(state, event):
             continue
         at = journal.append(event).at if is_durable(event) else time.time()

@@ -123,7 +123,7 @@ class Past:
     def of(cls, history: History, plan: Sequence[Phase]) -> Past:
         """Read the journal; ``plan`` is the one to go on with."""
         past = cls(history, LoopState.of(plan))
-        for event in history.events():
+        for event in history.events(summed=True):
             apply(past.state, event)
             past._note(event)
         return past

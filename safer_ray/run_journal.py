@@ -42,7 +42,7 @@ def open_journal(
             past.shards.pop(phase, None)
         state = past.state
         if plan.restarted or plan.prep.phases != prep.phases:
-            state = fold(plan.prep.phases, History(run_dir.root / JOURNAL).events())
+            state = fold(plan.prep.phases, History(run_dir.root / JOURNAL).events(summed=True))
         for event in reopened(run_dir, past):
             logger.warning("asked for again phase=%s item=%d reason=%s", event.phase, event.item, event.reason)
             apply(state, journal.append(event).event)

@@ -127,11 +127,17 @@ class Reopened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
-    """A gather phase's files are final; ``facts`` are its counts, or the metrics of an evaluation."""
+    """A gather phase's files are final; ``facts`` are its counts, or the metrics of an evaluation.
+
+    ``finished`` items and their summed ``counts`` are the driver's, so that whoever folds a journal may pass over the
+    items' own events; -1 where a run of an older version wrote it, or the driver has not added them yet.
+    """
 
     phase: str
     facts: dict[str, Any]
     wall_s: float
+    finished: int = -1
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +199,7 @@ def to_json(event: Event) -> dict[str, Any]:
     return {"event": kind, **{name: getattr(event, name) for name in _FIELDS[kind][0]}}
 
 
-_FOLDED: dict[str, type] = {"phase": str, "item": int, "counts": dict, "version": int}
+_FOLDED: dict[str, type] = {"phase": str, "item": int, "counts": dict, "version": int, "finished": int}
 """What the state is folded from, by JSON type."""
 
 

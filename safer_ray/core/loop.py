@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from safer_ray.core.events import (
@@ -144,6 +144,13 @@ def admitted(state: LoopState, event: Event) -> Event:
     return Lost(phase=event.phase, item=event.item, attempt=event.attempt, reason=reason, stale=True)
 
 
+def summed(state: LoopState, event: Event) -> Event:
+    """Return ``event``, with what its phase's items came to where it seals them."""
+    if not isinstance(event, Sealed) or (progress := state.by_name.get(event.phase)) is None:
+        return event
+    return replace(event, finished=progress.finished_items, counts=dict(progress.counts))
+
+
 def apply(state: LoopState, event: Event) -> bool:
     """Fold one event into ``state``, in place; return whether it changed anything.
 
@@ -177,13 +184,26 @@ def _take(state: LoopState, progress: Progress, event: Event) -> bool:
             return _reopen(progress, event)
         case Stepped():
             return True
-        case Sealed() | Trained():
+        case Sealed():
+            if event.finished >= 0:  # the items' own events may have been passed over
+                _settle_all(progress, event)
+            _end(state, progress)
+            return True
+        case Trained():
             _end(state, progress)
             return True
         case Published():
             state.policy_version = event.version
             _end(state, progress)
             return True
+
+
+def _settle_all(progress: Progress, sealed: Sealed) -> None:
+    """Finish what was not dropped, as its events would have."""
+    progress.done = progress.done.replace(b"\0", b"\1")
+    progress.finished_items, progress.counts = sealed.finished, dict(sealed.counts)
+    for noted in (progress.last_reason, progress.tries, progress.deaths, progress.quarantined):
+        noted.clear()
 
 
 def _end(state: LoopState, progress: Progress) -> None:

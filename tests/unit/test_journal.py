@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import zlib
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Sealed, Stepped, Trained, from_json
-from safer_ray.core.loop import fold
+from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Reopened, Sealed, Stepped, Trained, from_json
+from safer_ray.core.loop import LoopState, apply, fold, summed
 from safer_ray.core.plan import Phase
 from safer_ray.errors import JournalError
 from safer_ray.journal import JOURNAL, Entry, History, Journal, read_journal
@@ -144,6 +145,67 @@ def test_a_resumption_folds_what_a_fold_of_everything_gives_wherever_the_journal
     past = Past.of(found, plan)
     assert past.state == fold(plan, history[:kept])
     assert [entry.event for entry in found] == list(found.events()) == history[:kept]
+
+
+ITEMS = 4
+fates = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=2),
+        st.sampled_from(["judged", "dropped", "reopened and judged", "reopened and dropped"]),
+        st.dictionaries(st.sampled_from(["steps", "unscored"]), st.integers(0, 9)),
+    ),
+    min_size=2 * ITEMS,
+    max_size=2 * ITEMS,
+)
+
+
+def lives(phase: str, item: int, fate: Any) -> list[Event]:
+    """Return what happens to one item of a phase, in order."""
+    losses, end, counts = fate
+    found: list[Event] = [
+        Lost(phase=phase, item=item, attempt=n, reason=f"lost {n}", killed_worker=killed, alone=alone, stale=stale)
+        for n, (killed, alone, stale) in enumerate(losses)
+    ]
+    judged = Judged(phase=phase, item=item, level=0, attempt=len(losses), final=True, counts=counts)
+    if end != "dropped":
+        found.append(judged)
+    if end.startswith("reopened"):
+        found.append(Reopened(phase=phase, item=item, reason="shard is gone", counts=counts))
+    if end.endswith("dropped"):
+        found.append(Dropped(phase=phase, item=item, reason="too often lost"))
+    elif end.startswith("reopened"):
+        found.append(judged)
+    return found
+
+
+@LAW
+@given(fates, st.randoms(use_true_random=False), st.integers(0, 10**6))
+def test_a_fold_that_passes_over_sealed_items_gives_the_same_state_wherever_the_journal_ends(
+    scratch: Path, every: list[Any], order: random.Random, place: int
+) -> None:
+    plan = [Phase(name=name, kind="explore", items=ITEMS) for name in ("explore-1", "explore-2")]
+    state, happened = LoopState.of(plan), list[Event]()
+    for number, phase in enumerate(plan):
+        waiting = [lives(phase.name, item, every[number * ITEMS + item]) for item in range(ITEMS)]
+        while waiting := [events for events in waiting if events]:
+            happened.append(order.choice(waiting).pop(0))
+        happened.append(Sealed(phase=phase.name, facts={}, wall_s=1.0))
+    write(scratch, [])
+    journal, *_ = Journal.resume(scratch)
+    for event in happened:
+        event = summed(state, event)
+        apply(state, event)
+        journal.append(event)
+    journal.close()
+    assert state.current is None
+    assert (state.ignored, state.lost_items) == (0, 0)
+    path = scratch / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: 1 + place % len(lines)]))
+    history = History(path)
+    whole, short = fold(plan, history.events()), fold(plan, history.events(summed=True))
+    assert short == whole
+    assert place % len(lines) < len(happened) or whole == state
 
 
 def test_a_line_that_lacks_only_its_end_is_torn(tmp_path: Path) -> None:
