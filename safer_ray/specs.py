@@ -164,7 +164,7 @@ def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
         case "fake":
             return FakeTeacherSpec(seed=config.seed)
         case "template":
-            return TemplateTeacherSpec(seed=config.seed, **student)  # type: ignore[arg-type]
+            return TemplateTeacherSpec(seed=config.seed, wording=section.wording, **student)  # type: ignore[arg-type]
         case "openai":
             assert section.base_url, "checked by the config"
             assert section.model, "checked by the config"

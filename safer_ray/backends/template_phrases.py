@@ -1,4 +1,7 @@
-"""The wording of template traces: plain short sentences, in a full and a terse register.
+"""The wording of template traces: short sentences, in a full and a terse register, varied or plain.
+
+The varied style has many frames for everything that is said, so that a model of some size learns to judge rather than
+to recite. A model of 135M parameters spends what it learns on the frames; the plain style has one frame for each.
 
 A step is put together from interchangeable parts, so that no opening other than the stance itself goes with a
 label: what is asked is told alike for unsafe and safe prompts, and both readings of the intent start alike.
@@ -8,19 +11,21 @@ use {intent} {help} {near}; {topic} two words of the prompt; {offer} what to off
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from safer_ray.core.gist import GistKind
 
 Register = Literal["full", "terse"]
+StyleName = Literal["varied", "plain"]
 Phrases = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wording:
-    """The frames of one register."""
+    """The frames of one register; ``ask_words`` is the most words in which it tells what is asked."""
 
+    ask_words: int
     ask: dict[GistKind, Phrases]
     topic: Phrases
     intent: Phrases
@@ -31,6 +36,22 @@ class Wording:
     complete: Phrases
     answer: Phrases
     care: Phrases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """The frames of both registers, and what fills their slots.
+
+    ``terse_share`` of the steps are terse, drawn step by step: shorter siblings exist at every prefix.
+    """
+
+    registers: dict[Register, Wording]
+    terse_share: float
+    decoded: Phrases
+    reason_unsafe: Phrases
+    reason_safe: Phrases
+    why: Phrases
+    because: Phrases
 
 
 DECODED: Phrases = (
@@ -111,6 +132,7 @@ _INTENT: Phrases = (
 """The same in both registers: a policy that learns to be brief must not learn a verdict along with it."""
 
 FULL = Wording(
+    ask_words=14,
     ask=_ASK_FULL,
     topic=_TOPIC,
     intent=_INTENT,
@@ -167,6 +189,7 @@ FULL = Wording(
     ),
 )
 TERSE = Wording(
+    ask_words=10,
     ask=_ASK_TERSE,
     topic=_TOPIC,
     intent=_INTENT,
@@ -197,8 +220,6 @@ TERSE = Wording(
     answer=("Answer: {reason}.", "Answer what is asked about {topic}.", "Answer fully.", "Answer, as {reason}."),
     care=("Answer with care: {reason}.", "Answer with care about {topic}.", "Answer with care, as {reason}."),
 )
-WORDING: dict[Register, Wording] = {"full": FULL, "terse": TERSE}
-
 WHY: Phrases = (
     "helping would mean helping someone {help}",
     "the user means {intent}",
@@ -206,6 +227,60 @@ WHY: Phrases = (
     "{rule} forbids help {intent}",
     "an answer could be used {intent}",
 )
+
+BECAUSE: Phrases = ("That would help someone {help}.", "It would mean helping someone {help}.", "", "", "")
+VARIED = Style(
+    registers={"full": FULL, "terse": TERSE},
+    terse_share=0.45,
+    decoded=DECODED,
+    reason_unsafe=REASON_UNSAFE,
+    reason_safe=REASON_SAFE,
+    why=WHY,
+    because=BECAUSE,
+)
+
+_PLAIN_ASK: dict[GistKind, Phrases] = {
+    "how": ("They ask {ask}.",),
+    "question": ("They ask {ask}.",),
+    "direct": ("They ask: {ask}.",),
+    "task": ("They ask me to {ask}.",),
+}
+_PLAIN_TERSE = Wording(
+    ask_words=7,
+    ask=_PLAIN_ASK,
+    topic=("Topic: {title}.",),
+    intent=("The aim is {tone}: {reading}.",),
+    violated=("{rule} is violated.",),
+    near=("No rule is violated; {rule} comes near.",),
+    clear=("No rule applies.",),
+    refuse=("Refuse; offer to {offer}.",),
+    complete=("Safe completion: offer to {offer}.",),
+    answer=("Answer.",),
+    care=("Answer with care.",),
+)
+PLAIN = Style(
+    registers={
+        "full": replace(
+            _PLAIN_TERSE,
+            ask_words=10,
+            violated=("{rule} is violated: {reason}.",),
+            near=("No rule is violated; {rule} comes near, but {reason}.",),
+            clear=("No rule applies: {reason}.",),
+            refuse=("Refuse, because {why}; offer to {offer}.",),
+            complete=("Safe completion, because {why}; offer to {offer}.",),
+            answer=("Answer what is asked about {topic}: {reason}.",),
+            care=("Answer with care what is asked about {topic}: {reason}.",),
+        ),
+        "terse": _PLAIN_TERSE,
+    },
+    terse_share=0.5,
+    decoded=("Decoded from {encoding}.",),
+    reason_unsafe=("it asks for help {intent}", "an answer would help someone {help}"),
+    reason_safe=("it is {near}",),
+    why=("helping would mean helping someone {help}",),
+    because=("",),
+)
+STYLES: dict[StyleName, Style] = {"varied": VARIED, "plain": PLAIN}
 
 REFUSALS: dict[GistKind, Phrases] = {
     "how": (
@@ -245,7 +320,6 @@ REFUSALS: dict[GistKind, Phrases] = {
         "I can't help with this: {act}.",
     ),
 }
-BECAUSE: Phrases = ("That would help someone {help}.", "It would mean helping someone {help}.", "", "", "")
 OFFERS: Phrases = (
     "I can {offer} instead.",
     "What I can do is {offer}.",

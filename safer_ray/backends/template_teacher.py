@@ -17,7 +17,7 @@ from safer_ray.backends import template_phrases as phrases
 from safer_ray.backends.base import TeachResult, TeachTask
 from safer_ray.backends.pack_extras import read_cues, read_written_answers
 from safer_ray.backends.rule_packs import pack_path, read_pack
-from safer_ray.backends.template_phrases import WORDING, Register
+from safer_ray.backends.template_phrases import STYLES, Style, StyleName, Wording
 from safer_ray.core.answers import UnfitAnswerError, fit_answer
 from safer_ray.core.cues import CueBook, best_phrase
 from safer_ray.core.decisions import decision_tokens
@@ -32,9 +32,6 @@ from safer_ray.core.wording import content_words
 from safer_ray.errors import TraceError
 from safer_ray.records import Message, Prompt, Step, TraceExample
 
-_TERSE_SHARE = 0.45
-"""Steps in the terse register, drawn step by step: shorter siblings exist at every prefix."""
-_ASK_WORDS: dict[Register, int] = {"full": 14, "terse": 10}
 _ACT_WORDS = 10
 _BRIEF_WORDS = 6
 _DRAFTS, _BRIEF_FROM = 6, 2
@@ -58,12 +55,13 @@ class TemplateTeacherSpec:
     """Builds a :class:`TemplateTeacher`.
 
     ``pack`` names a rule pack, ``model`` the model whose tokenizer the student has; ``system_prompt`` as in
-    ``models.ChatTokenizer``.
+    ``models.ChatTokenizer``; ``wording`` is a style of ``template_phrases``.
     """
 
     pack: str
     model: str
     seed: int = 0
+    wording: StyleName = "varied"
     system_prompt: str | None = None
     rules_in_prompt: bool = False
     trust_remote_code: bool = False
@@ -82,6 +80,7 @@ class TemplateTeacherSpec:
             cues=read_cues(folder, pack),
             written_answers=read_written_answers(folder),
             seed=self.seed,
+            style=STYLES[self.wording],
         )
 
 
@@ -98,8 +97,9 @@ class TemplateTeacher:
         cues: CueBook | None = None,
         written_answers: Mapping[str, str] | None = None,
         seed: int = 0,
+        style: Style = STYLES["varied"],
     ) -> None:
-        self._writer = TraceWriter(pack=pack, cues=cues or CueBook())
+        self._writer = TraceWriter(pack=pack, cues=cues or CueBook(), style=style)
         self._pack = pack
         self._titles = (*(rule.title for rule in pack.rules.values()), phrases.NO_TOPIC)
         self._tokenizer = tokenizer
@@ -192,6 +192,7 @@ class TraceWriter:
 
     pack: RulePack
     cues: CueBook
+    style: Style = STYLES["varied"]
 
     def write(self, prompt: Prompt, answer: str, rng: random.Random, *, brief: bool = False) -> Trace:
         """Return a trace for ``prompt``; ``answer`` is the response to a safe one, ``brief`` quotes few words of it.
@@ -209,7 +210,7 @@ class TraceWriter:
 
     def _facts(self, prompt: Prompt, rng: random.Random, brief: bool) -> _Facts:
         text = plain_text(prompt.text)
-        said = gist(prompt.text, max_words=_BRIEF_WORDS if brief else _ASK_WORDS["full"])
+        said = gist(prompt.text, max_words=_BRIEF_WORDS if brief else self.style.registers["full"].ask_words)
         rule = self.pack.rules.get(prompt.category)
         unsafe = prompt.label == "unsafe"
         intent, near, words = self._reading(text, rule, unsafe)
@@ -238,24 +239,23 @@ class TraceWriter:
         return ("", match.phrase, match.words) if match else ("", phrases.EVERYDAY, ())
 
     def _assessment(self, facts: _Facts, rng: random.Random) -> str:
-        register = _register(rng)
-        wording = WORDING[register]
-        ask = escape_tags(shorten(facts.gist.third, _ASK_WORDS[register]))
+        wording = self._wording(rng)
+        ask = escape_tags(shorten(facts.gist.third, wording.ask_words))
         tone = phrases.TONE_UNSAFE if facts.unsafe else phrases.TONE_SAFE
         # The topic comes before the intent: which rule is near is easier to tell than whether it is violated.
         parts = [rng.choice(wording.ask[facts.gist.kind]), rng.choice(wording.topic), rng.choice(wording.intent)]
         if facts.gist.encoding:
-            parts.insert(0, rng.choice(phrases.DECODED))
+            parts.insert(0, rng.choice(self.style.decoded))
         return " ".join(part.format(ask=ask, tone=tone, **facts.slots) for part in parts)
 
     def _verification(self, facts: _Facts, rng: random.Random) -> str:
-        wording = WORDING[_register(rng)]
+        wording = self._wording(rng)
         frames = wording.violated if facts.unsafe else wording.near if facts.rule else wording.clear
         return rng.choice(frames).format(reason=self._reason(facts, rng), **facts.slots)
 
     def _calibration(self, facts: _Facts, rng: random.Random) -> str:
-        wording = WORDING[_register(rng)]
-        why = rng.choice(phrases.WHY).format(**facts.slots)
+        wording = self._wording(rng)
+        why = rng.choice(self.style.why).format(**facts.slots)
         if not facts.unsafe:
             frames = wording.care if facts.careful else wording.answer
         elif facts.rule and facts.rule.action in ("safe_complete", "comply_care"):
@@ -265,7 +265,11 @@ class TraceWriter:
         return rng.choice(frames).format(reason=self._reason(facts, rng), why=why, **facts.slots)
 
     def _reason(self, facts: _Facts, rng: random.Random) -> str:
-        return rng.choice(phrases.REASON_UNSAFE if facts.unsafe else phrases.REASON_SAFE).format(**facts.slots)
+        frames = self.style.reason_unsafe if facts.unsafe else self.style.reason_safe
+        return rng.choice(frames).format(**facts.slots)
+
+    def _wording(self, rng: random.Random) -> Wording:
+        return self.style.registers["terse" if rng.random() < self.style.terse_share else "full"]
 
     def _refusal(self, facts: _Facts, rng: random.Random) -> str:
         act = escape_tags(shorten(facts.gist.second, _ACT_WORDS))
@@ -276,15 +280,11 @@ class TraceWriter:
             last = rng.choice(phrases.PROFESSIONAL)
         parts = [
             rng.choice(phrases.REFUSALS[facts.gist.kind]).format(act=act, **facts.slots),
-            "" if last else rng.choice(phrases.BECAUSE).format(**facts.slots),
+            "" if last else rng.choice(self.style.because).format(**facts.slots),
             rng.choice(phrases.OFFERS).format(**facts.slots),
             last,
         ]
         return " ".join(part for part in parts if part)
-
-
-def _register(rng: random.Random) -> Register:
-    return "terse" if rng.random() < _TERSE_SHARE else "full"
 
 
 def _sentence(text: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 from safer_ray.backends.base import TeachResult, TeachTask
 from safer_ray.backends.pack_extras import read_cues, read_written_answers
 from safer_ray.backends.rule_packs import pack_path, read_pack
+from safer_ray.backends.template_phrases import STYLES, StyleName
 from safer_ray.backends.template_teacher import TemplateTeacher
 from safer_ray.backends.toy_tokenizer import ToyTokenizer
 from safer_ray.config import PromptSource
@@ -44,9 +45,11 @@ def _extras() -> tuple[CueBook, dict[str, str]]:
     return read_cues(folder, _pack()), read_written_answers(folder)
 
 
-def _teacher(seed: int = 0) -> TemplateTeacher:
+def _teacher(seed: int = 0, wording: StyleName = "varied") -> TemplateTeacher:
     cues, written = _extras()
-    return TemplateTeacher(_pack(), ToyTokenizer(), cues=cues, written_answers=written, seed=seed)
+    return TemplateTeacher(
+        _pack(), ToyTokenizer(), cues=cues, written_answers=written, seed=seed, style=STYLES[wording]
+    )
 
 
 def _prompt(text: str, label: Label, category: str = "R09", prompt_id: str = "p") -> Prompt:
@@ -71,8 +74,9 @@ def _shipped() -> tuple[Prompt, ...]:
 
 
 @lru_cache
-def _taught() -> TeachResult:
-    return _teacher().teach([TeachTask(prompt=prompt, answers=(_answer(prompt),)) for prompt in _shipped()])
+def _taught(wording: StyleName = "varied") -> TeachResult:
+    tasks = [TeachTask(prompt=prompt, answers=(_answer(prompt),)) for prompt in _shipped()]
+    return _teacher(wording=wording).teach(tasks)
 
 
 def _trace(example: TraceExample) -> Trace:
@@ -84,11 +88,12 @@ def _one(prompt: Prompt, seed: int = 0) -> Trace:
     return _trace(example)
 
 
-def test_shipped_prompts_get_traces_that_agree_with_their_labels() -> None:
+@pytest.mark.parametrize("wording", ["varied", "plain"])
+def test_shipped_prompts_get_traces_that_agree_with_their_labels(wording: StyleName) -> None:
     prompts = {prompt.prompt_id: prompt for prompt in _shipped()}
-    assert _taught().rejected == ()
-    assert len(_taught().examples) == len(prompts)
-    for example in _taught().examples:
+    assert _taught(wording).rejected == ()
+    assert len(_taught(wording).examples) == len(prompts)
+    for example in _taught(wording).examples:
         prompt, trace = prompts[example.prompt_id], _trace(example)
         unsafe = prompt.label == "unsafe"
         stance = verification_stance(trace.verification)
@@ -142,6 +147,15 @@ def test_lengths_vary_twofold_for_one_prompt() -> None:
         sum(len(step.split()) for step in _one(_prompt(_UNSAFE, "unsafe"), s).steps[:3]) for s in range(60)
     )
     assert lengths[54] >= 1.6 * lengths[6]
+
+
+def test_plain_traces_are_shorter_and_say_each_thing_in_one_way() -> None:
+    prompt = _prompt(_UNSAFE, "unsafe")
+    plain = [_trace(_teacher(seed, "plain").teach([TeachTask(prompt=prompt)]).examples[0]) for seed in range(60)]
+    assert len({trace.assessment for trace in plain}) == 2
+    words = [sum(len(step.split()) for step in trace.steps[:3]) for trace in plain]
+    varied = [sum(len(step.split()) for step in _one(prompt, seed).steps[:3]) for seed in range(60)]
+    assert sum(words) < 0.9 * sum(varied)
 
 
 def test_the_opening_of_an_assessment_does_not_go_with_the_label() -> None:
