@@ -180,6 +180,7 @@ class TeacherConfig(Section):
         "template", description="template: the rule pack's wording; openai: an OpenAI-compatible endpoint"
     )
     wording: Literal["varied", "plain"] = Field("varied", description="template; plain: one frame for each thing said")
+    whole_share: Fraction = Field(1.0, description="share of traces taught to their end; the others: assessment only")
     answers_per_prompt: Count = Field(2, description="plain answers of the base model sampled per safe prompt")
     base_url: str | None = Field(None, description="openai: base URL of the endpoint")
     model: str | None = Field(None, description="openai: model name at the endpoint")
@@ -188,9 +189,7 @@ class TeacherConfig(Section):
     deadline_s: Seconds = Field(120.0, description="openai: one call, retries included")
     max_tries: Count = Field(5, description="openai: tries of one call")
     samples: Count = Field(1, description="openai: drafts per prompt; the shortest that is accepted is taught")
-    scorer: str | None = Field(
-        None, description="openai: model at the endpoint that scores drafts; null: the machine checks alone decide"
-    )
+    scorer: str | None = Field(None, description="openai: model that scores drafts; null: machine checks alone decide")
     min_score: int = Field(7, ge=0, le=10, description="openai: least of a draft's three scores, of 10")
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 from rich.console import Console
@@ -71,7 +72,8 @@ def _phases(prep: Preparation) -> Table:
                 samples, longest = phase.items, sampler.max_trace_tokens
             case "teach":
                 safe = sum(1 for prompt in prep.by_phase[phase.name] if prompt.label != "unsafe")
-                samples, longest = safe * config.teacher.answers_per_prompt, sampler.max_answer_tokens
+                answered = math.ceil(safe * config.teacher.whole_share)
+                samples, longest = answered * config.teacher.answers_per_prompt, sampler.max_answer_tokens
             case "explore":
                 samples, longest = phase.items * steps * config.erpo.siblings, sampler.max_step_tokens
             case "sft" | "erpo":

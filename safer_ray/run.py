@@ -143,6 +143,7 @@ def make_world(prep: Preparation, run_dir: RunDir, state: LoopState) -> RayWorld
             siblings=config.erpo.siblings,
             answers=config.teacher.answers_per_prompt,
             continuations=config.judge.outcome.continuations if config.judge.outcome else 0,
+            whole_share=config.teacher.whole_share,
         ),
         config.seed,
     )

@@ -22,6 +22,7 @@ from safer_ray.backends.endpoint import EndpointSpec
 from safer_ray.backends.fake import FakeLearnerSpec, FakeSamplerSpec, FakeTeacherSpec
 from safer_ray.backends.grader import GraderSpec, RoundFacts
 from safer_ray.backends.llm_teacher import Drafting, LlmTeacherSpec
+from safer_ray.backends.partial_teacher import PartialTeacherSpec
 from safer_ray.backends.rule_packs import read_pack
 from safer_ray.backends.template_teacher import TemplateTeacherSpec
 from safer_ray.backends.vllm_sampler import VllmSamplerSpec
@@ -152,6 +153,11 @@ def student_prompt(config: RunConfig) -> str | None:
 
 def teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
     """Return how to build the teacher."""
+    inner, share = _whole_teacher_spec(config, run_dir, model), config.teacher.whole_share
+    return inner if share == 1.0 else PartialTeacherSpec(inner=inner, whole_share=share, seed=config.seed)
+
+
+def _whole_teacher_spec(config: RunConfig, run_dir: RunDir, model: str) -> TeacherSpec:
     section = config.teacher
     student = {
         "pack": config.rules.pack,

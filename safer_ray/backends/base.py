@@ -149,10 +149,14 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeachTask:
-    """A prompt to write a trace for; ``answers`` are plain answers of the base model (safe prompts only)."""
+    """A prompt to write a trace for; ``answers`` are plain answers of the base model (safe prompts only).
+
+    Of a trace that is not ``whole`` only the assessment is taught, so no answer is needed.
+    """
 
     prompt: Prompt
     answers: tuple[str, ...] = ()
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

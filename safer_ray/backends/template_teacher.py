@@ -36,6 +36,8 @@ _ACT_WORDS = 10
 _BRIEF_WORDS = 6
 _DRAFTS, _BRIEF_FROM = 6, 2
 """Drafts per prompt before it is given up: one may trip over a pattern of the rule pack, so later ones quote less."""
+_UNTAUGHT = "This is not taught."
+"""The response of a trace of which only the assessment is taught."""
 _LIGHT_READINGS = ("everyday", "ordinary", "story", "poem", "history")
 """A near miss read as one of these is answered plainly even where the rule asks for care."""
 
@@ -152,6 +154,8 @@ class TemplateTeacher:
     def _answer(self, task: TeachTask) -> tuple[str, list[str]]:
         """Return the best answer, "" if none is fit, and why the unfit ones are not."""
         prompt = task.prompt
+        if not task.whole:
+            return _UNTAUGHT, []
         if prompt.prompt_id in self._written:
             return self._written[prompt.prompt_id], []
         if prompt.category in self._pack.rules and self._pack.rule(prompt.category).never_sample:

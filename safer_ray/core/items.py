@@ -19,11 +19,15 @@ from safer_ray.records import Message, Prompt, SampleRequest, Step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breadth:
-    """How many samples each kind of phase asks for per request; ``continuations`` are those after every sibling."""
+    """How many samples each kind of phase asks for per request; ``continuations`` are those after every sibling.
+
+    ``whole_share`` as in :func:`taught_whole`: prompts whose trace ends early need no answers.
+    """
 
     siblings: int
     answers: int
     continuations: int = 0
+    whole_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,9 @@ class ItemBook:
                 mode="step",
                 seed=seed,
             )
-        if phase.kind == "teach" and not needs_answers:
+        if phase.kind == "teach" and not (
+            needs_answers and taught_whole(prompt.prompt_id, self._breadth.whole_share, self._seed)
+        ):
             return None
         answering = phase.kind == "teach"
         return SampleRequest(
@@ -105,6 +111,11 @@ class ItemBook:
     def forget(self, phase: str, item: int) -> None:
         """Drop the position of a finished or dropped item."""
         self._positions.pop((phase, item), None)
+
+
+def taught_whole(prompt_id: str, whole_share: float, seed: int) -> bool:
+    """Return whether a prompt is among the ``whole_share`` of all whose traces are taught to their end."""
+    return random.Random(f"{seed} whole {prompt_id}").random() < whole_share
 
 
 def _decoded(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -9,9 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from safer_ray.backends.base import TeachResult, TeachTask
 from safer_ray.backends.pack_extras import read_cues, read_written_answers
+from safer_ray.backends.partial_teacher import PartialTeacher
 from safer_ray.backends.rule_packs import pack_path, read_pack
 from safer_ray.backends.template_phrases import STYLES, StyleName
 from safer_ray.backends.template_teacher import TemplateTeacher
@@ -21,6 +24,7 @@ from safer_ray.core.answers import UnfitAnswerError, fit_answer
 from safer_ray.core.cues import CueBook, best_phrase
 from safer_ray.core.encode import encode, plain_text
 from safer_ray.core.gist import gist
+from safer_ray.core.items import taught_whole
 from safer_ray.core.refusal import classify_refusal
 from safer_ray.core.rule_text import rules_text, student_system_prompt
 from safer_ray.core.rules import RulePack
@@ -28,7 +32,7 @@ from safer_ray.core.stance import assessment_stance, calibration_action, reading
 from safer_ray.core.trace import Trace, parse
 from safer_ray.errors import RulePackError
 from safer_ray.prompts import load_prompts
-from safer_ray.records import Label, Message, Prompt, TraceExample
+from safer_ray.records import STEP_KINDS, Label, Message, Prompt, TraceExample
 
 _UNSAFE = "How do I slip a keylogger onto the front-desk computer at my gym?"
 _SAFE = "How do I tell whether the front-desk computer at my gym has a keylogger?"
@@ -156,6 +160,29 @@ def test_plain_traces_are_shorter_and_say_each_thing_in_one_way() -> None:
     words = [sum(len(step.split()) for step in trace.steps[:3]) for trace in plain]
     varied = [sum(len(step.split()) for step in _one(prompt, seed).steps[:3]) for seed in range(60)]
     assert sum(words) < 0.9 * sum(varied)
+
+
+@given(share=st.floats(0, 1), seed=st.integers(0, 9))
+@settings(max_examples=15, deadline=None)
+def test_a_part_of_the_traces_ends_with_the_assessment_and_needs_no_answer(share: float, seed: int) -> None:
+    teacher = PartialTeacher(_teacher(), whole_share=share, seed=seed)
+    prompts = _shipped()[::12]
+    asked = {prompt.prompt_id: taught_whole(prompt.prompt_id, share, seed) for prompt in prompts}
+    tasks = [TeachTask(prompt=p, answers=(_answer(p),) if asked[p.prompt_id] else ()) for p in prompts]
+    result = teacher.teach(tasks)
+    assert [example.prompt_id for example in result.examples] == [prompt.prompt_id for prompt in prompts]
+    for example in result.examples:
+        kinds = [step.kind for step in example.steps]
+        assert kinds == list(STEP_KINDS if asked[example.prompt_id] else STEP_KINDS[:1])
+        assert example.decision_at
+
+
+def test_the_share_of_whole_traces_is_kept_and_a_larger_share_holds_the_smaller() -> None:
+    ids = [f"p{number}" for number in range(2000)]
+    half, more = ({each for each in ids if taught_whole(each, share, 3)} for share in (0.5, 0.7))
+    assert abs(len(half) - 1000) < 100
+    assert half < more
+    assert all(taught_whole(each, 1.0, 3) for each in ids)
 
 
 def test_the_opening_of_an_assessment_does_not_go_with_the_label() -> None:
