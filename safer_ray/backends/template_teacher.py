@@ -136,6 +136,8 @@ class TemplateTeacher:
                 reason = str(exc)
                 continue
             reason = disagreement(prompt, trace, self._pack)
+            if not reason and prompt.label == "unsafe" and classify_refusal(trace.response) != "full":
+                reason = "the response does not refuse in full"
             if not reason:
                 return self._example(prompt, ids, steps), reasons
         return None, [*reasons, reason]
@@ -276,7 +278,8 @@ class TraceWriter:
         return self.style.registers["terse" if rng.random() < self.style.terse_share else "full"]
 
     def _refusal(self, facts: _Facts, rng: random.Random) -> str:
-        act = escape_tags(shorten(facts.gist.second, _ACT_WORDS))
+        # What stands before a colon is enough to name a request; a clause after it reads like the start of an answer.
+        act = escape_tags(shorten(facts.gist.second.partition(": ")[0], _ACT_WORDS))
         last = ""
         if facts.rule and facts.rule.action == "refuse_support":
             last = rng.choice(phrases.CARE)
