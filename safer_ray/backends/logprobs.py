@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from safer_ray.backends.cpu_kernels import kernels_for
+from safer_ray.backends.fused_layers import fuse
 from safer_ray.backends.tree_attention import NAME, TreeMask, check_model_type
 from safer_ray.core.packing import Pack
 
@@ -61,6 +63,7 @@ class LogprobModel(torch.nn.Module):
         if model.config._attn_implementation != NAME:
             raise ValueError(f"load the model with attn_implementation={NAME!r}")
         self.model = model
+        fuse(model)
         self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
 
     def forward(self, row: Row) -> torch.Tensor:
@@ -89,6 +92,12 @@ class TargetLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_LV: torch.Tensor, target_L: torch.Tensor) -> torch.Tensor:
         """Return ``[L]`` in fp32."""
+        kernel = kernels_for(logits_LV)
+        if kernel is not None:
+            logsumexp_L = torch.empty(len(logits_LV))
+            kernel("logsumexp", logits_LV.dtype, logits_LV, logsumexp_L, *logits_LV.shape)
+            ctx.save_for_backward(logits_LV, target_L, logsumexp_L)
+            return logits_LV.gather(1, target_L[:, None])[:, 0].float() - logsumexp_L
         blocks = [torch.logsumexp(block.float(), dim=-1) for block in torch.split(logits_LV, _rows(logits_LV))]
         logsumexp_L = torch.cat(blocks)
         ctx.save_for_backward(logits_LV, target_L, logsumexp_L)
@@ -99,6 +108,11 @@ class TargetLogprob(torch.autograd.Function):
         """Return ``grad * (onehot(target) - softmax(logits))``."""
         logits_LV, target_L, logsumexp_L = ctx.saved_tensors
         grad_LV = torch.empty_like(logits_LV)
+        kernel = kernels_for(logits_LV)
+        if kernel is not None:
+            sums = (logsumexp_L, grad_L.float().contiguous(), target_L.contiguous())
+            kernel("logprob_backward", logits_LV.dtype, logits_LV, *sums, grad_LV, *logits_LV.shape)
+            return grad_LV, None
         rows = _rows(logits_LV)
         for start in range(0, len(logits_LV), rows):
             part = slice(start, start + rows)

@@ -67,11 +67,16 @@ def resolve_model(model_id: str, *, cache_dir: Path | None = None) -> Path | str
     return model_id
 
 
-def _embedded_checkpoint(name: str, cache_dir: Path | None) -> Path:
+def cache_root() -> Path:
+    """Return the user's cache directory of this project."""
     import platformdirs
 
+    return platformdirs.user_cache_path("safer_ray")
+
+
+def _embedded_checkpoint(name: str, cache_dir: Path | None) -> Path:
     gguf = _find_gguf(name)
-    root = (cache_dir or platformdirs.user_cache_path("safer_ray")) / "models"
+    root = (cache_dir or cache_root()) / "models"
     root.mkdir(parents=True, exist_ok=True)
     target = root / f"{name}-{_file_hash(gguf)[:16]}-{_CONVERSION}"
     if target.is_dir():

@@ -10,6 +10,7 @@ Letters: T tokens of the row, Q queries and K keys of a block, H query heads, G 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -56,6 +57,7 @@ class TreeMask:
         self._position_T = torch.from_numpy(row.position_ids_T).to(self.device)
         self._longest = int(row.position_ids_T.max()) + 1
         self._biases: dict[tuple[int | None, torch.dtype], list[torch.Tensor]] = {}
+        self._stops: dict[int | None, list[torch.Tensor]] = {}
         self._flex: dict[int | None, Any] = {}
         if self.device.type != "cuda":
             blocks = attention_blocks(row)
@@ -73,13 +75,25 @@ class TreeMask:
         """Return per block ``[Q, K]``: 0 where visible, -inf elsewhere."""
         if (window, dtype) not in self._biases:
             made = []
-            for start, stop, key_K in self._blocks:
-                query_Q1 = torch.arange(start, stop, device=self.device)[:, None]
-                seen_QK = _visible(query_Q1, key_K[None], self._stop_T, self._position_T, window)
-                bias_QK = torch.zeros(stop - start, len(key_K), dtype=dtype, device=self.device)
+            for seen_QK in self._seen(window):
+                bias_QK = torch.zeros(seen_QK.shape, dtype=dtype, device=self.device)
                 made.append(bias_QK.masked_fill_(~seen_QK, float("-inf")))
             self._biases[window, dtype] = made
         return self._biases[window, dtype]
+
+    def stops(self, window: int | None) -> list[torch.Tensor]:
+        """Return per block ``[Q]``: one more than the last of the block's keys that a query sees."""
+        if window not in self._stops:
+            self._stops[window] = [
+                (seen_QK * torch.arange(1, seen_QK.shape[1] + 1, device=self.device)).amax(1)
+                for seen_QK in self._seen(window)
+            ]
+        return self._stops[window]
+
+    def _seen(self, window: int | None) -> Iterator[torch.Tensor]:
+        for start, stop, key_K in self._blocks:
+            query_Q1 = torch.arange(start, stop, device=self.device)[:, None]
+            yield _visible(query_Q1, key_K[None], self._stop_T, self._position_T, window)
 
     def flex(self, window: int | None) -> Any:
         """Return the ``BlockMask`` of the rule."""
