@@ -62,7 +62,10 @@ def make_stage(task: TrainTask, *, ranks: int) -> Stage:
     if task.kind == "sft":
         examples = from_table(table, TraceExample)
         ids = [example.example_id for example in examples]
-        trees = trees_of_examples(examples, dict(task.loss.step_weights), task.loss.decision_weight)
+        terms = task.loss
+        trees = trees_of_examples(
+            examples, dict(terms.step_weights), terms.decision_weight, token_budget=optim.pack_tokens
+        )
     else:
         pairs = from_table(table, StepPair)
         ids = [pair.pair_id for pair in pairs]

@@ -100,6 +100,16 @@ class _Trie:
             path.append(found)
         return path
 
+    def shared(self, tokens: Sequence[int]) -> int:
+        """Return how many of ``tokens`` are in the trie already, as a path from the root."""
+        below = -1
+        for count, token in enumerate(tokens):
+            found = self._next.get((below, token))
+            if found is None:
+                return count
+            below = found
+        return len(tokens)
+
     def depth_first(self) -> list[int]:
         """Return all tokens, each before its subtree and each subtree in one piece."""
         order: list[int] = []
@@ -172,28 +182,48 @@ def trees_of_examples(
     examples: Sequence[TraceExample],
     step_weights: Mapping[StepKind, float] = MappingProxyType({}),
     decision_weight: float = 1.0,
+    *,
+    token_budget: int = 0,
 ) -> list[Pack]:
-    """Return one tree per example: a single path whose completion is learnt.
+    """Return trees whose completions are learnt, each of examples that follow each other and begin alike.
 
-    A token weighs what ``step_weights`` says of its step, else 1; one that states a decision ``decision_weight``
-    times as much.
+    A tree takes one more example as long as it has at most ``token_budget`` tokens, so that what all prompts begin
+    with, a system message, is computed once per tree; with 0 every example is a tree. A token weighs what
+    ``step_weights`` says of its step, else 1; one that states a decision ``decision_weight`` times as much.
 
     Raises:
         ValueError: if an example has no prompt tokens.
     """
     trees: list[Pack] = []
+    trie, weights, ids = _Trie(), dict[int, float](), list[str]()
+
+    def close() -> None:
+        nonlocal trie, weights, ids
+        if ids:
+            trees.append(replace(_lay_out(trie, weights, ()), example_ids=tuple(ids)))
+        trie, weights, ids = _Trie(), {}, []
+
     for example in examples:
         if not example.prompt_ids:
             raise ValueError(f"trace {example.example_id}: the prompt has no tokens, so nothing predicts the first one")
-        trie = _Trie()
+        tokens = (*example.prompt_ids, *example.completion_ids)
+        shared = trie.shared(tokens)
+        if not shared or len(trie.ids) + len(tokens) - shared > token_budget:
+            close()
         context = trie.insert(example.prompt_ids, -1)[-1]
         path = trie.insert(example.completion_ids, context)
-        weights_T = [step_weights.get(step.kind, 1.0) for step in example.steps for _ in range(step.tokens)]
-        for token in example.decision_at:
-            weights_T[token] *= decision_weight
-        row = _lay_out(trie, dict(zip(path, weights_T, strict=True)), ())
-        trees.append(replace(row, example_ids=(example.example_id,)))
+        for token, weight in zip(path, _token_weights(example, step_weights, decision_weight), strict=True):
+            weights[token] = weights.get(token, 0.0) + weight
+        ids.append(example.example_id)
+    close()
     return trees
+
+
+def _token_weights(example: TraceExample, step_weights: Mapping[StepKind, float], decision: float) -> list[float]:
+    weights_T = [step_weights.get(step.kind, 1.0) for step in example.steps for _ in range(step.tokens)]
+    for token in example.decision_at:
+        weights_T[token] *= decision
+    return weights_T
 
 
 def _lay_out(trie: _Trie, weights: dict[int, float], spans: Sequence[_TriePair]) -> Pack:

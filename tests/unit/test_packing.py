@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -143,6 +146,34 @@ def test_an_example_is_learnt_on_its_completion_only() -> None:
     assert tree.source_L.tolist() == [2, 3]
     assert tree.target_L.tolist() == [0, 1]
     assert tree.weight_L.tolist() == [1.0, 1.0]
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2), st.integers(1, 6)), min_size=1, max_size=12), st.data())
+def test_examples_share_what_their_prompts_begin_with_and_lose_nothing(
+    sizes: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    # The prompts begin alike; then a token of their own, some twice the same, as two traces of one prompt are.
+    examples = [
+        replace(make_example(str(at), head, body), prompt_ids=(*range(head), 100 + own))
+        for at, (head, own, body) in enumerate(sizes)
+    ]
+    budget = data.draw(st.integers(0, 40))
+    trees = trees_of_examples(examples, token_budget=budget)
+    assert [each for tree in trees for each in tree.example_ids] == [example.example_id for example in examples]
+    alone = sum(tree.tokens for tree in trees_of_examples(examples))
+    assert sum(tree.tokens for tree in trees) <= alone
+    assert sum(tree.weight_L.sum() for tree in trees) == sum(len(example.completion_ids) for example in examples)
+    for tree in trees:
+        assert tree.tokens <= budget or len(tree.example_ids) == 1
+        learnt = Counter[tuple[int, ...]]()
+        for source, target, weight in zip(tree.source_L, tree.target_L, tree.weight_L, strict=True):
+            seen = [*np.flatnonzero((np.arange(tree.tokens) <= source) & (source < tree.subtree_stop_T))]
+            learnt[(*tree.input_ids_T[seen].tolist(), int(target))] += int(weight)
+        wanted = Counter[tuple[int, ...]]()
+        for example in (each for each in examples if each.example_id in tree.example_ids):
+            text = (*example.prompt_ids, *example.completion_ids)
+            wanted.update(text[:stop] for stop in range(len(example.prompt_ids) + 1, len(text) + 1))
+        assert learnt == wanted
 
 
 def test_a_pair_without_a_prompt_is_refused() -> None:
