@@ -21,16 +21,22 @@ demo: install ## the main job on the embedded model, 22 minutes on 2 cores; ends
 
 test: $(TIERS:%=test-%) ## all tests; one tier alone: make test-unit, test-contract, test-golden, test-local_ray, test-e2e
 
+# Unit tests run in one process per core; the other tiers use all cores in each test.
+UNIT := -n logical --maxprocesses 8 --dist loadfile
+
 $(TIERS:%=test-%): test-%: install
-	$(WITH_PATH) $(BIN)/python -m pytest tests/$*
+	$(WITH_PATH) $(BIN)/python -m pytest $(if $(filter unit,$*),$(UNIT)) tests/$*
 
 check: install ## format, lint, types and unit tests; under 2 minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest -q $(UNIT) tests/unit
 
-.PHONY: fuzz chaos
+.PHONY: fuzz laws chaos
+laws: install ## the laws of the unit tests on 1,000 examples each instead of 25
+	SAFER_RAY_LAWS=thorough $(BIN)/python -m pytest -q $(UNIT) tests/unit
+
 fuzz: install ## 100,000 made-up inputs for every reader of foreign text (needs: pip install --no-deps atheris)
 	$(BIN)/python -m benchmarks.fuzz
 

@@ -1,9 +1,18 @@
-"""What several unit suites share: one finished run, carried out once."""
+"""What several unit suites share: one finished run, carried out once, and how many examples a law is tried on."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
 from local_run import LocalRun, carry_out, prepared
+
+# The machine may be busy, so no example has a deadline. 'make laws' tries the laws that set no number of their own
+# on many more examples than anyone would wait for before a commit.
+settings.register_profile("quick", max_examples=25, deadline=None)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("SAFER_RAY_LAWS", "quick"))
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from source_trees import nodes_of, sources
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGE = REPOSITORY / "safer_ray"
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
@@ -47,12 +47,8 @@ TEXT_SUFFIXES = (
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def _python_files() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
-
-
-def _functions(tree: ast.AST) -> Iterator[Function]:
-    for node in ast.walk(tree):
+def _functions(source: str) -> Iterator[Function]:
+    for node in nodes_of(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -63,7 +59,7 @@ def size_faults(name: str, source: str) -> list[str]:
     lines = source.count("\n")
     if lines > MAX_FILE_LINES:
         faults.append(f"{name}: {lines} lines, at most {MAX_FILE_LINES}")
-    for function in _functions(ast.parse(source)):
+    for function in _functions(source):
         where = f"{name}:{function.lineno} {function.name}"
         length = int(function.end_lineno or function.lineno) - function.lineno + 1
         if length > MAX_FUNCTION_LINES:
@@ -88,7 +84,7 @@ def _catches_everything(node: ast.AST) -> bool:
 def manner_faults(name: str, source: str) -> list[str]:
     """Return one line per print and per handler that catches everything."""
     faults = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             faults.append(f"{name}:{node.lineno} prints")
         if _catches_everything(node) and name != "errors.py":
@@ -123,21 +119,21 @@ def _committed_texts() -> dict[str, str]:
 
 
 def test_files_and_functions_keep_to_their_budgets() -> None:
-    faults = [fault for path in _python_files() for fault in size_faults(path.name, path.read_text())]
+    faults = [fault for path, source in sources().items() for fault in size_faults(path.name, source)]
     assert faults == []
 
 
 def test_nothing_prints_and_only_boundary_catches_everything() -> None:
-    faults = [fault for path in _python_files() for fault in manner_faults(path.name, path.read_text())]
+    faults = [fault for path, source in sources().items() for fault in manner_faults(path.name, source)]
     assert faults == []
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
-    assert [path.name for path in _python_files() if path.stem in NAMELESS] == []
+    assert [path.name for path in sources() if path.stem in NAMELESS] == []
 
 
 def test_nothing_is_left_unfinished() -> None:
-    marks = {path.name: UNFINISHED.findall(path.read_text()) for path in _python_files()}
+    marks = {path.name: UNFINISHED.findall(source) for path, source in sources().items()}
     assert {name: found for name, found in marks.items() if found} == {}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_packs import made_pack, made_rule
 from typer.testing import CliRunner
 
 from safer_ray.backends import encoders
@@ -18,23 +19,6 @@ from safer_ray.cli_rules import app
 from safer_ray.core.exemplar_head import Labels, area_under_curve, cosine_kernel, fit_head
 from safer_ray.errors import ModelError, RulePackError
 
-RULE = """\
-- id: {id}
-  name: {word}s
-  title: other people's {word}s
-  severity: 3
-  action: refuse
-  scope: {word}s that are not one's own
-  forbid: [opening a stranger's {word}]
-  allow: [cleaning one's own {word}]
-  near_miss: How is my own {word} cleaned?
-  intents: [to open a stranger's {word}]
-  near: [about one's own {word}]
-  alternatives: [explain how to call a locksmith]
-  checks:
-  - {{id: {id}.a, applies_to: [response], kind: regex, forbids: 'crowbar the {word}',
-     cases: [{{text: Now crowbar the {word}., passes: false}}, {{text: No., passes: true}}]}}
-"""
 WORDS = {"R01": "door", "R02": "window"}
 PLACES = ["school", "bank", "museum", "library", "castle", "office", "church", "garage"]
 
@@ -42,8 +26,8 @@ PLACES = ["school", "bank", "museum", "library", "castle", "office", "church", "
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pack")
-    rules = "".join(RULE.format(id=rule_id, word=word) for rule_id, word in WORDS.items())
-    (folder / "pack.yaml").write_text(f'name: tiny\nversion: "1"\nnone_label: R00\nrules:\n{rules}', encoding="utf-8")
+    rules = [made_rule(rule_id, word) for rule_id, word in WORDS.items()]
+    (folder / "pack.yaml").write_text(made_pack(*rules), encoding="utf-8")
     (folder / "prompts").mkdir()
     for rule_id, word in WORDS.items():
         rows = []
@@ -233,7 +217,7 @@ def test_the_command_lints(pack: Path) -> None:
 
 
 def test_lint_names_what_could_be_better(tmp_path: Path) -> None:
-    rule = RULE.format(id="R01", word="door").replace("to open a stranger's", "opening a stranger's", 1)
+    rule = made_rule("R01").replace("to open a stranger's", "opening a stranger's", 1)
     rule = rule.replace("intents: [to open", "intents: [opening")
     (tmp_path / "pack.yaml").write_text(f'name: x\nversion: "1"\nnone_label: R00\nrules:\n{rule}', encoding="utf-8")
     code, said = _run("lint", str(tmp_path))

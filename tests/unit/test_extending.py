@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_packs import HEAD, made_pack, made_rule
 
 from safer_ray.backends.pack_extras import read_cues, read_examples, read_written_answers
 from safer_ray.backends.rule_packs import lineage, pack_path, read_pack
@@ -12,24 +13,7 @@ from safer_ray.core.rules import load_pack
 from safer_ray.errors import RulePackError
 
 DEFAULT = read_pack("default")
-HEAD = 'name: mine\nversion: "1"\nnone_label: R00\n'
-NEW_RULE = """\
-- id: R20
-  name: doors
-  title: locked doors
-  severity: 3
-  action: refuse
-  scope: doors that are not one's own
-  forbid: [opening a stranger's door]
-  allow: [opening one's own door]
-  near_miss: Where did I leave my key?
-  intents: [to open a stranger's door]
-  near: [about one's own door]
-  alternatives: [explain how to call a locksmith]
-  checks:
-  - {id: R20.a, applies_to: [response], kind: regex, forbids: crowbar,
-     cases: [{text: Take a crowbar., passes: false}, {text: No., passes: true}]}
-"""
+NEW_RULE = made_rule("R20")
 
 
 def _write(folder: Path, extends: str, rules: str) -> Path:
@@ -65,7 +49,7 @@ def test_checks_replace_those_of_the_base_by_id_and_join_the_others(tmp_path: Pa
 def test_a_change_of_the_base_changes_the_hash_of_the_pack_that_extends_it(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
-    text = f"{HEAD}rules:\n{NEW_RULE}"
+    text = made_pack(NEW_RULE)
     (base / "pack.yaml").write_text(text, encoding="utf-8")
     mine = _write(tmp_path / "mine", "../base", "- {id: R20, name: gates}\n")
     before = read_pack(mine).content_hash

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).parents[2] / "safer_ray"
+from source_trees import PACKAGE, nodes_of, sources
 
 # A layer may import itself and what it names. A module that stands in no layer is the driver's: it may
 # import everything but the command line.
@@ -69,10 +69,11 @@ def _walk(node: ast.AST, at_top: bool) -> Iterator[tuple[ast.stmt, bool]]:
         yield from _walk(child, at_top and not inside)
 
 
+@cache
 def imports_of(module: str, source: str) -> list[Import]:
     """List every import that runs, wherever it stands; imports for the type checker alone do not run."""
     found = []
-    for node, at_top in _walk(ast.parse(source), at_top=True):
+    for node, at_top in _walk(nodes_of(source)[0], at_top=True):
         if isinstance(node, ast.Import):
             found += [Import(module, alias.name, (), at_top, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -83,7 +84,7 @@ def imports_of(module: str, source: str) -> list[Import]:
 
 
 def _sources() -> dict[str, str]:
-    return {_module_name(path): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+    return {_module_name(path): source for path, source in sources().items()}
 
 
 def _all_imports() -> list[Import]:
@@ -135,8 +136,13 @@ def purity_faults(module: str, source: str) -> list[str]:
             faults.append(f"safer_ray.{module}:{each.line} imports {each.target}")
         if each.target == "random" and set(each.names) - {"Random"}:
             faults.append(f"safer_ray.{module}:{each.line} imports global randomness: {', '.join(each.names)}")
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "random" and node.attr != "Random":
+    for node in nodes_of(source):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "random"
+            and node.attr != "Random"
+        ):
             faults.append(f"safer_ray.{module}:{node.lineno} uses global randomness: random.{node.attr}")
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS:
             faults.append(f"safer_ray.{module}:{node.lineno} calls {node.func.id}()")
@@ -222,7 +228,7 @@ def _loaded_by(modules: list[str]) -> set[str]:
 def _modules_with_specs() -> list[str]:
     found = []
     for module, source in _sources().items():
-        classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+        classes = (node for node in nodes_of(source) if isinstance(node, ast.ClassDef))
         if module.startswith("backends.") and any(each.name.endswith("Spec") for each in classes):
             found.append(f"safer_ray.{module}")
     return found

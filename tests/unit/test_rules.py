@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_packs import made_pack, made_rule
 
 from safer_ray.backends.rule_packs import SHIPPED_ROOTS, pack_path, read_pack
 from safer_ray.core.rules import RULE_ACTIONS, check_text, load_pack
@@ -20,32 +21,7 @@ from safer_ray.records import STEP_KINDS
 PACK = read_pack("default")
 BAD_PACKS = sorted((Path(__file__).parent / "data" / "bad_packs").glob("*.yaml"))
 PROMPTS = sorted((SHIPPED_ROOTS[0] / "default" / "prompts").glob("R??.jsonl"))
-TINY = """\
-name: tiny
-version: "1"
-none_label: R00
-rules:
-- id: R01
-  name: doors
-  title: locked doors
-  severity: 3
-  action: refuse_support
-  scope: doors that are not one's own
-  forbid: [opening a stranger's door]
-  allow: [opening one's own door]
-  near_miss: Where did I leave my key?
-  intents: [to open a stranger's door]
-  near: [about one's own door]
-  alternatives: [explain how to call a locksmith]
-  checks:
-  - id: R01.a
-    applies_to: [response]
-    kind: regex
-    requires: locksmith
-    cases:
-    - {text: Call a locksmith., passes: true}
-    - {text: No., passes: false}
-"""
+TINY = made_pack(made_rule("R01"))
 
 
 def test_the_default_pack_has_fourteen_rules_in_order() -> None:

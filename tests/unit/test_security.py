@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 from local_run import carry_out, prepared
+from source_trees import PACKAGE, nodes_of, sources
 
-import safer_ray
 from safer_ray.config import ModelConfig
 from safer_ray.report import write_report
 
-PACKAGE = Path(safer_ray.__file__).parent
 REPOSITORY = PACKAGE.parent
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "shelve", "marshal", "joblib", "cloudpickle", "jsonpickle"}
 SHELLS = {"os.system", "os.popen", "os.execl", "os.spawnl", "pty.spawn", "commands.getoutput"}
@@ -30,22 +29,22 @@ def _name(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(tree):
+def _calls(source: str) -> Iterator[tuple[str, ast.Call]]:
+    for node in nodes_of(source):
         if isinstance(node, ast.Call):
             yield _name(node.func), node
 
 
 def danger_in(source: str) -> list[str]:
     """Return what in ``source`` would run something that came as data."""
-    tree, found = ast.parse(source), []
-    for node in ast.walk(tree):
+    found = []
+    for node in nodes_of(source):
         names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         found += [f"imports {name}" for name in names if name.split(".")[0] in UNPICKLERS]
         if isinstance(node, ast.Attribute) and node.attr in UNPICKLERS:
             found.append(f"uses {_name(node)}")
-    for name, call in _calls(tree):
+    for name, call in _calls(source):
         if name in SHELLS | RUNS_TEXT | LOADERS or name.startswith("subprocess."):
             found.append(f"calls {name}")
         given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
@@ -82,14 +81,14 @@ def test_what_would_run_data_is_found(source: str) -> None:
 
 
 def test_no_module_unpickles_starts_a_shell_or_runs_text() -> None:
-    found = {path.name: danger_in(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    found = {path.name: danger_in(source) for path, source in sources().items()}
     assert len(found) > 50
     assert {name: faults for name, faults in found.items() if faults} == {}
 
 
 def test_whoever_loads_a_network_asks_for_safetensors() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        for name, call in _calls(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, source in sources().items():
+        for name, call in _calls(source):
             keywords = {keyword.arg for keyword in call.keywords}
             if re.search(r"AutoModel\w*\.from_pretrained$", name):  # AutoConfig and AutoTokenizer read JSON
                 assert keywords & {"use_safetensors", "gguf_file"}, f"{path.name}:{call.lineno}"
