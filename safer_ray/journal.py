@@ -149,7 +149,7 @@ class History:
         for body, event in self._events({}):
             try:
                 yield Entry(at=_AS_TIME.decode(body).at, event=event)
-            except msgspec.MsgspecError as exc:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
                 raise _other_version(self.path, exc) from exc
 
     def events(self, *, summed: bool = False) -> Iterator[Event]:
@@ -180,7 +180,7 @@ class History:
 
     def _event(self, body: bytes) -> Event:
         if _JUDGED in body[:_NEAR]:
-            with suppress(msgspec.MsgspecError):
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError):
                 return _AS_JUDGED.decode(body)
         try:
             return from_json(_row(body, self.path))

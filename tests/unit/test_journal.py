@@ -294,6 +294,14 @@ def test_a_whole_line_of_another_version_is_not_taken_for_damage(tmp_path: Path)
         read_journal(tmp_path / JOURNAL)
 
 
+def test_a_whole_line_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    body = b'{"at":2.0,"event":"Judged","phase":"\x80","item":0,"level":0,"attempt":0,"final":true,"counts":{}}'
+    lines = (b'{"head":{},"at":1.0}', body)
+    (tmp_path / JOURNAL).write_bytes(b"".join(b"%08x %s\n" % (zlib.crc32(line), line) for line in lines))
+    with pytest.raises(JournalError):
+        read_journal(tmp_path / JOURNAL)
+
+
 def test_a_figure_that_is_no_number_is_never_written(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path, HEAD)
     with pytest.raises(ValueError, match="JSON"):
