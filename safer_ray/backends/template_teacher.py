@@ -34,7 +34,7 @@ from safer_ray.records import Message, Prompt, Step, TraceExample
 
 _ACT_WORDS = 10
 _BRIEF_WORDS = 6
-_DRAFTS, _BRIEF_FROM = 6, 2
+_DRAFTS, _BRIEF_FROM = 12, 2
 """Drafts per prompt before it is given up: one may trip over a pattern of the rule pack, so later ones quote less."""
 _UNTAUGHT = "This is not taught."
 """The response of a trace of which only the assessment is taught."""
