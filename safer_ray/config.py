@@ -180,7 +180,7 @@ class TeacherConfig(Section):
         "template", description="template: the rule pack's wording; openai: an OpenAI-compatible endpoint"
     )
     wording: Literal["varied", "plain"] = Field("varied", description="template; plain: one frame for each thing said")
-    whole_share: Fraction = Field(1.0, description="share of traces taught to their end; the others: assessment only")
+    whole_share: Fraction = Field(1.0, description="share of traces taught to their end; others: up to the judgement")
     answers_per_prompt: Count = Field(2, description="plain answers of the base model sampled per safe prompt")
     base_url: str | None = Field(None, description="openai: base URL of the endpoint")
     model: str | None = Field(None, description="openai: model name at the endpoint")

@@ -151,7 +151,7 @@ class Judge(Protocol):
 class TeachTask:
     """A prompt to write a trace for; ``answers`` are plain answers of the base model (safe prompts only).
 
-    Of a trace that is not ``whole`` only the assessment is taught, so no answer is needed.
+    Of a trace that is not ``whole`` only the judgement is taught, so no answer is needed.
     """
 
     prompt: Prompt

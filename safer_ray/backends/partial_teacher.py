@@ -1,7 +1,7 @@
-"""A teacher of whose traces some end after the assessment.
+"""A teacher of whose traces some end where they have judged.
 
 What a prompt asks, which rule it is near and whether it means harm is judged in the assessment; what follows is told
-from it. A model with few tokens to learn from learns more judgement from many assessments than from few whole traces.
+from it. A model with few tokens to learn from learns more from many judgements than from few whole traces.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from safer_ray.backends.base import Teacher, TeacherSpec, TeachResult, TeachTask
+from safer_ray.core.decisions import decision_spans
 from safer_ray.core.items import taught_whole
 from safer_ray.records import TraceExample
 
@@ -28,7 +29,7 @@ class PartialTeacherSpec:
 
 
 class PartialTeacher:
-    """Teaches the traces of ``whole_share`` of the prompts to their end, the assessment alone of the others."""
+    """Teaches the traces of ``whole_share`` of the prompts to their end, those of the others up to the judgement."""
 
     def __init__(self, inner: Teacher, *, whole_share: float, seed: int) -> None:
         self._inner = inner
@@ -44,16 +45,21 @@ class PartialTeacher:
         """Return what the inner teacher wrote, cut where a trace is not taught to its end."""
         whole = {t.prompt.prompt_id for t in tasks if taught_whole(t.prompt.prompt_id, self._share, self._seed)}
         result = self._inner.teach([replace(task, whole=task.prompt.prompt_id in whole) for task in tasks])
-        examples = tuple(each if each.prompt_id in whole else first_step_of(each) for each in result.examples)
+        examples = tuple(each if each.prompt_id in whole else judgement_of(each) for each in result.examples)
         return replace(result, examples=examples)
 
 
-def first_step_of(example: TraceExample) -> TraceExample:
-    """Return the part of a trace that ends with its first step."""
+def judgement_of(example: TraceExample) -> TraceExample:
+    """Return the part of a trace up to the last decision of its assessment: whether the aim is harmful."""
     first = example.steps[0]
+    decided = tuple(token for token in example.decision_at if token < first.stop)
+    if not decided:
+        return replace(example, completion_ids=example.completion_ids[: first.stop], steps=(first,))
+    stop = decided[-1] + 1
+    end = max((last for _, last in decision_spans(first, ())), default=len(first.text))
     return replace(
         example,
-        completion_ids=example.completion_ids[: first.stop],
-        steps=(first,),
-        decision_at=tuple(token for token in example.decision_at if token < first.stop),
+        completion_ids=example.completion_ids[:stop],
+        steps=(replace(first, stop=stop, text=first.text[:end]),),
+        decision_at=decided,
     )

@@ -273,7 +273,7 @@ PLAIN = Style(
         ),
         "terse": _PLAIN_TERSE,
     },
-    terse_share=0.5,
+    terse_share=0.35,
     decoded=("Decoded from {encoding}.",),
     reason_unsafe=("it asks for help {intent}", "an answer would help someone {help}"),
     reason_safe=("it is {near}",),

@@ -37,7 +37,7 @@ _BRIEF_WORDS = 6
 _DRAFTS, _BRIEF_FROM = 12, 2
 """Drafts per prompt before it is given up: one may trip over a pattern of the rule pack, so later ones quote less."""
 _UNTAUGHT = "This is not taught."
-"""The response of a trace of which only the assessment is taught."""
+"""The response of a trace of which only the judgement is taught."""
 _LIGHT_READINGS = ("everyday", "ordinary", "story", "poem", "history")
 """A near miss read as one of these is answered plainly even where the rule asks for care."""
 
