@@ -87,7 +87,7 @@ class ClassifierSpec:
     cache_dir: str | None = None
 
     def build(self) -> Classifier:
-        """Load the encoder and the fitted head; fit it on first use (about 15 s with the sentence model).
+        """Load the encoder and the fitted head; fit it on first use (26 s with the sentence model on a busy core).
 
         Raises:
             ModelError: if the sentence model is asked for and is not there.
