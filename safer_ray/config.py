@@ -245,6 +245,7 @@ class SftConfig(Section):
     """Stage one: imitate the traces."""
 
     max_prompts: int = Field(0, ge=0, description="traces are written for this many train prompts; 0: all")
+    unsafe_share: Fraction = Field(0.5, description="share of unsafe prompts among max_prompts, as far as they last")
     balance: Literal["none", "labels", "labels_by_form"] = Field(
         "none",
         description="labels: cut the larger of unsafe and safe traces to the smaller; labels_by_form: in every form",

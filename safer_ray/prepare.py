@@ -174,7 +174,7 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
     banned = set(config.prompts.never_sample)
     train = [p for p in prompts if p.split != "test"]
     order = balanced(train, 0, config.seed)
-    teach = balanced(train, config.sft.max_prompts, config.seed)
+    teach = balanced(train, config.sft.max_prompts, config.seed, unsafe_share=config.sft.unsafe_share)
     taught = {p.prompt_id for p in teach} if "synth" in config.stages else set()
     fresh = [p for p in order if p.prompt_id not in taught and p.category not in banned]
     pool = fresh + [p for p in order if p.prompt_id in taught and p.category not in banned]

@@ -5,8 +5,8 @@ to recite. A model of 135M parameters spends what it learns on the frames; the p
 
 A step is put together from interchangeable parts, so that no opening other than the stance itself goes with a
 label: what is asked is told alike for unsafe and safe prompts, and both readings of the intent start alike.
-Slots: {ask} {act} what is asked (of me, of you); {tone} {reading} the intent; {rule} {title}; {reason} {why} which
-use {intent} {help} {near}; {topic} two words of the prompt; {offer} what to offer instead.
+Slots: {ask} {act} what is asked (of me, of you); {tone} {reading} the intent; {rule} {title}, {subject} both; {reason}
+{why} which use {intent} {help} {near}; {topic} two words of the prompt; {offer} what to offer instead.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ class Style:
     """The frames of both registers, and what fills their slots.
 
     ``terse_share`` of the steps are terse, drawn step by step: shorter siblings exist at every prefix.
+    ``judges_first`` puts topic and aim before what is asked, so that a trace cut after its judgement is short.
     """
 
     registers: dict[Register, Wording]
     terse_share: float
+    judges_first: bool
     decoded: Phrases
     reason_unsafe: Phrases
     reason_safe: Phrases
@@ -232,6 +234,7 @@ BECAUSE: Phrases = ("That would help someone {help}.", "It would mean helping so
 VARIED = Style(
     registers={"full": FULL, "terse": TERSE},
     terse_share=0.45,
+    judges_first=False,
     decoded=DECODED,
     reason_unsafe=REASON_UNSAFE,
     reason_safe=REASON_SAFE,
@@ -248,7 +251,7 @@ _PLAIN_ASK: dict[GistKind, Phrases] = {
 _PLAIN_TERSE = Wording(
     ask_words=7,
     ask=_PLAIN_ASK,
-    topic=("Topic: {title}.",),
+    topic=("Topic: {subject}.",),
     intent=("The aim is {tone}: {reading}.",),
     violated=("{rule} is violated.",),
     near=("No rule is violated; {rule} comes near.",),
@@ -273,7 +276,8 @@ PLAIN = Style(
         ),
         "terse": _PLAIN_TERSE,
     },
-    terse_share=0.35,
+    terse_share=0.42,
+    judges_first=True,
     decoded=("Decoded from {encoding}.",),
     reason_unsafe=("it asks for help {intent}", "an answer would help someone {help}"),
     reason_safe=("it is {near}",),

@@ -228,6 +228,7 @@ class TraceWriter:
             "reading": intent if unsafe else f"it is {near}",
             "rule": rule.rule_id if rule else "",
             "title": rule.title if rule else phrases.NO_TOPIC,
+            "subject": f"{rule.title} ({rule.rule_id})" if rule else phrases.NO_TOPIC,
             "offer": rng.choice(rule.alternatives) if rule else "",
             "encoding": SPOKEN[said.encoding] if said.encoding else "",
         }
@@ -250,6 +251,8 @@ class TraceWriter:
         tone = phrases.TONE_UNSAFE if facts.unsafe else phrases.TONE_SAFE
         # The topic comes before the intent: which rule is near is easier to tell than whether it is violated.
         parts = [rng.choice(wording.ask[facts.gist.kind]), rng.choice(wording.topic), rng.choice(wording.intent)]
+        if self.style.judges_first:
+            parts.append(parts.pop(0))
         if facts.gist.encoding:
             parts.insert(0, rng.choice(self.style.decoded))
         return " ".join(part.format(ask=ask, tone=tone, **facts.slots) for part in parts)

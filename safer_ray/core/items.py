@@ -6,6 +6,7 @@ It holds nothing a resumed run would miss: open items start again from level 0.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -137,13 +138,13 @@ def spread(prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
     return order[:limit] if limit else order
 
 
-def balanced(prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
-    """Return ``limit`` prompts (0: all), unsafe and safe in equal numbers as far as they last, mixed by ``seed``."""
+def balanced(prompts: Sequence[Prompt], limit: int, seed: int, *, unsafe_share: float = 0.5) -> list[Prompt]:
+    """Return ``limit`` prompts (0: all), ``unsafe_share`` of them unsafe as far as they last, mixed by ``seed``."""
     unsafe = spread([p for p in prompts if p.label == "unsafe"], 0, seed)
     safe = spread([p for p in prompts if p.label != "unsafe"], 0, seed)
     if limit:
-        half = limit // 2
-        few_unsafe, few_safe = min(len(unsafe), half), min(len(safe), limit - half)
+        harmful = math.floor(limit * unsafe_share)
+        few_unsafe, few_safe = min(len(unsafe), harmful), min(len(safe), limit - harmful)
         unsafe, safe = unsafe[: limit - few_safe], safe[: limit - few_unsafe]
     mixed = unsafe + safe
     random.Random(seed).shuffle(mixed)

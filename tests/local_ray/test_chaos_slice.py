@@ -1,4 +1,4 @@
-"""A slice of ``make chaos``, at most three minutes: broken runs end like the unbroken one and leave nothing behind."""
+"""A slice of ``make chaos``: broken runs end like the unbroken one and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ MUST_BE_0 = (
     *("lost", "duplicates", "trained_twice", "differing_ledgers", "hung", "leaked_processes"),
     *("leaked_shared_memory", "tracebacks"),
 )
+ON_A_CLUSTER, LOCAL = 2, 2
 
 
 def test_faults_are_the_same_for_the_same_seed_and_every_kind_comes_round() -> None:
@@ -32,7 +33,7 @@ def test_faults_are_the_same_for_the_same_seed_and_every_kind_comes_round() -> N
 def test_broken_runs_end_like_unbroken_ones_and_leave_nothing_behind(tmp_path: Path) -> None:
     """In a process of its own: it starts a cluster, and this one may have joined another."""
     figures = tmp_path / "chaos.json"
-    words = ["--runs=9", "--local=5", "--slots=1", "--real=0", "--budget=60", f"--json={figures}"]
+    words = [f"--runs={ON_A_CLUSTER + LOCAL}", f"--local={LOCAL}", "--slots=1", "--real=0", f"--json={figures}"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.chaos", *words],
@@ -45,6 +46,6 @@ def test_broken_runs_end_like_unbroken_ones_and_leave_nothing_behind(tmp_path: P
     )
     assert figures.exists(), result.stderr[-3000:]
     tally = json.loads(figures.read_text(encoding="utf-8"))
-    assert tally["runs"] >= 1, tally  # how many fit into the budget depends on the machine
+    assert tally["runs"] == ON_A_CLUSTER + LOCAL, tally
     assert tally["faults"] >= tally["runs"]
     assert {name: tally[name] for name in MUST_BE_0} == dict.fromkeys(MUST_BE_0, 0), tally["notes"]

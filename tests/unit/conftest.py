@@ -11,7 +11,7 @@ from local_run import LocalRun, carry_out, prepared
 
 # The machine may be busy, so no example has a deadline. 'make laws' tries the laws that set no number of their own
 # on many more examples than anyone would wait for before a commit.
-settings.register_profile("quick", max_examples=25, deadline=None)
+settings.register_profile("quick", max_examples=100, deadline=None)
 settings.register_profile("thorough", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("SAFER_RAY_LAWS", "quick"))
 

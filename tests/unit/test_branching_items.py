@@ -121,10 +121,12 @@ def test_a_spread_is_an_even_choice_that_the_seed_fixes(pool: list[Prompt], limi
 
 
 @LAW
-@given(pools, st.integers(0, 40), seeds)
-def test_a_balanced_choice_has_equal_halves_as_far_as_they_last(pool: list[Prompt], limit: int, seed: int) -> None:
-    chosen = balanced(pool, limit, seed)
-    assert balanced(pool[::-1], limit, seed) == chosen
+@given(pools, st.integers(0, 40), seeds, st.just(0.5) | st.floats(0, 1))
+def test_a_balanced_choice_has_its_share_of_each_label_as_far_as_they_last(
+    pool: list[Prompt], limit: int, seed: int, share: float
+) -> None:
+    chosen = balanced(pool, limit, seed, unsafe_share=share)
+    assert balanced(pool[::-1], limit, seed, unsafe_share=share) == chosen
     assert len(chosen) == (min(limit, len(pool)) if limit else len(pool))
     ids = [each.prompt_id for each in chosen]
     assert len(set(ids)) == len(ids)
@@ -132,9 +134,9 @@ def test_a_balanced_choice_has_equal_halves_as_far_as_they_last(pool: list[Promp
     unsafe, safe = _halves(chosen)
     all_unsafe, all_safe = _halves(pool)
     if limit:
-        half = limit // 2
-        assert unsafe >= min(half, all_unsafe)
-        assert safe >= min(limit - half, all_safe)
+        wanted = int(limit * share)
+        assert unsafe >= min(wanted, all_unsafe)
+        assert safe >= min(limit - wanted, all_safe)
 
 
 def _halves(pool: list[Prompt]) -> tuple[int, int]:

@@ -156,13 +156,22 @@ def test_lengths_vary_twofold_for_one_prompt() -> None:
     assert lengths[54] >= 1.6 * lengths[6]
 
 
-def test_plain_traces_are_shorter_and_say_each_thing_in_one_way() -> None:
-    prompt = _prompt(_UNSAFE, "unsafe")
-    plain = [_trace(_teacher(seed, "plain").teach([TeachTask(prompt=prompt)]).examples[0]) for seed in range(60)]
-    assert len({trace.assessment for trace in plain}) == 2
-    words = [sum(len(step.split()) for step in trace.steps[:3]) for trace in plain]
-    varied = [sum(len(step.split()) for step in _one(prompt, seed).steps[:3]) for seed in range(60)]
-    assert sum(words) < sum(varied)
+def test_plain_traces_judge_first_and_say_each_thing_in_one_of_two_lengths() -> None:
+    prompt, style = _prompt(_UNSAFE, "unsafe"), STYLES["plain"]
+    traces = [_trace(_teacher(seed, "plain").teach([TeachTask(prompt=prompt)]).examples[0]) for seed in range(60)]
+    title = _pack().rule("R09").title
+    terse = 0
+    for trace in traces:
+        assert trace.assessment.startswith(f"Topic: {title} (R09). The aim is harmful: ")
+        assert trace.verification == "R09 is violated." or trace.verification.startswith("R09 is violated: ")
+        assert trace.calibration.startswith("Refuse; offer to ") or trace.calibration.startswith("Refuse, because ")
+        terse += trace.verification == "R09 is violated."
+        terse += trace.calibration.startswith("Refuse; ")
+    assessments = Counter(trace.assessment for trace in traces)
+    assert len(assessments) == 2
+    terse += assessments[min(assessments, key=len)]
+    # 180 draws: four standard deviations are 0.14
+    assert abs(terse / 180 - style.terse_share) < 0.14
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 9))
