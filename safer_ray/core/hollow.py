@@ -28,6 +28,9 @@ _OPENER = re.compile(
     re.IGNORECASE,
 )
 
+_PATHS = frozenset({"Answer."})
+"""Openings that are all a calibration has to say: the path it chooses, as a sentence."""
+
 
 @lru_cache(maxsize=16)
 def rule_runs(pack: RulePack) -> frozenset[tuple[str, ...]]:
@@ -46,7 +49,7 @@ def hollow(pack: RulePack, kind: StepKind, text: str, asked: frozenset[str]) -> 
     if first is None:
         return "empty: no letter and no digit"
     # Every opener begins with a letter: unless the first word begins one, there is no need to try all places.
-    if _OPENER.match(bare, first) and _only_openers(bare):
+    if _OPENER.match(bare, first) and _only_openers(bare) and not (kind == "calibration" and bare in _PATHS):
         return "empty: an opening with nothing behind it"
     if kind in ("assessment", "verification") and bare.isascii() and len(words_of(bare)) < _LEAST_WORDS:
         return "empty: fewer than three words"
