@@ -34,7 +34,7 @@ check: install ## format, lint, types and unit tests; under 2 minutes
 	$(BIN)/python -m pytest -q $(UNIT) tests/unit
 
 .PHONY: fuzz laws chaos
-laws: install ## the laws of the unit tests on 1,000 examples each instead of 25
+laws: install ## the laws of the unit tests on 1,000 examples each instead of 100
 	SAFER_RAY_LAWS=thorough $(BIN)/python -m pytest -q $(UNIT) tests/unit
 
 fuzz: install ## 100,000 made-up inputs for every reader of foreign text (needs: pip install --no-deps atheris)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from safer_ray.backends.checkpoint import drop_state, has_state
@@ -97,6 +98,7 @@ def execute(
             return
         stack.callback(sweep_weights)
         stack.enter_context(ray_session(config.cluster.address, config.cluster.object_store_mib))
+        stack.enter_context(_terminated_like_interrupted())
         world = make_world(prep, run_dir, record.state)
         stack.callback(world.close)
         status = StatusWriter(record.state, run_dir.status, partial(_workers, world))
@@ -189,17 +191,39 @@ def _require_known_reference(config: RunConfig, trained: Sequence[Phase]) -> Non
 
 
 @contextmanager
-def _uninterrupted_end() -> Iterator[None]:
-    """Ignore further Ctrl-C once the body ends: the first one stops the run, a second must not stop the cleaning up.
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM stop the run as Ctrl-C does: job managers send it, and the handler Ray installs aborts on it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        # None: the handler was not Python's own, it is Ray's, whose cluster is left now
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
-    The handler stays ignored until the process ends or somebody sets it again; outside the main thread, where
-    no Ctrl-C arrives, nothing is done.
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Do what Ctrl-C does now, also where it is ignored because a shell started us in the background."""
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
+
+@contextmanager
+def _uninterrupted_end() -> Iterator[None]:
+    """Ignore further signals once the body ends: the first one stops the run, a second must not stop the cleaning up.
+
+    Ctrl-C stays ignored until the process ends or somebody sets it again; outside the main thread, where no signal
+    arrives, nothing is done.
     """
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # Not SIG_IGN, which processes started later would inherit.
+            signal.signal(signal.SIGTERM, lambda *_: None)
 
 
 @contextmanager

@@ -190,6 +190,12 @@ def test_a_placement_that_cannot_be_met_names_what_was_asked_for_and_what_is_fre
     assert holds_within(GONE_DEADLINE_S, lambda: not living_actors() and not living_groups())
 
 
+def test_without_a_free_gpu_the_run_says_that_no_node_has_one(local_cluster: None, tmp_path: Path) -> None:
+    prep = tiny_job("sampler.resources.gpus=1", "judge.resources.gpus=1", "loop.start_deadline_s=2")
+    with pytest.raises(ClusterError, match=r"asked for .*'GPU': 1.*; no node has any GPU; lower the"):
+        execute(prep, RunDir(tmp_path), observe=unwatched)
+
+
 def test_a_sampler_that_cannot_start_ends_the_run_with_its_own_sentence(
     local_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -179,6 +180,48 @@ def test_a_sampler_that_hangs_without_dying_is_found_out_killed_and_replaced(
     assert len(ballast) == 5
     assert psutil.wait_procs(hung, timeout=PATIENCE_S)[1] == []
     assert any(isinstance(event, Lost) and event.killed_worker for event in events_of(run_dir))
+    assert_every_prompt_once(prep, run_dir)
+
+
+def processes_of(node: Any) -> list[psutil.Process]:
+    """Return a node's raylet and everything it started."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [raylet, *raylet.children(recursive=True)]
+
+
+def test_a_node_cut_off_for_a_moment_costs_nothing_and_for_good_only_its_replica(
+    many_nodes: Cluster, tmp_path: Path, worlds: list[RayWorld]
+) -> None:
+    prep = evaluation(*ON_SAMPLER_NODES, *QUICK_PROBES, "sampler.replicas=2")
+    run_dir, cut, restarts = RunDir(tmp_path), list[psutil.Process](), list[int]()
+    with sampler_node(many_nodes), sampler_node(many_nodes) as second:
+
+        def cut_off() -> None:
+            holds(lambda: len(serving(worlds[0])) == 2)
+            cut.extend(processes_of(second))
+            for process in cut:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+
+        def for_a_moment() -> None:
+            cut_off()
+            threading.Timer(3.0, reconnect).start()
+
+        def reconnect() -> None:
+            while cut:
+                with suppress(psutil.NoSuchProcess):
+                    cut.pop().resume()
+
+        def for_good() -> None:
+            restarts.append(sum(pool.restarts for pool in worlds[0].pools()))
+            cut_off()
+
+        try:
+            execute(prep, run_dir, observe=Script({3: for_a_moment, 16: for_good}).look)
+            restarts.append(sum(pool.restarts for pool in worlds[0].pools()))
+        finally:
+            reconnect()
+    assert restarts[0] == 0 < restarts[1]
     assert_every_prompt_once(prep, run_dir)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a run: a clean end, nothing left behind, and a run that can go on."""
+"""Ctrl-C or SIGTERM in the middle of a run: a clean end, nothing left behind, and a run that can go on."""
 
 from __future__ import annotations
 
@@ -73,10 +73,8 @@ def scratch() -> Iterator[str]:
     shutil.rmtree(made, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def stopped(scratch: str, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
-    """Interrupt the process as a terminal does, once it is in the middle."""
-    root = tmp_path_factory.mktemp("stopped")
+def _stop(root: Path, scratch: str, number: signal.Signals, *, background: bool) -> Stopped:
+    """Start a run and send it ``number`` once it is in the middle: to all of it, or to the driver alone."""
     run = subprocess.Popen(
         _command(root),
         cwd=REPOSITORY,
@@ -86,11 +84,11 @@ def stopped(scratch: str, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         text=True,
         start_new_session=True,
         # A shell that starts us in the background lets its children ignore interrupts; a terminal does not.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN if background else signal.SIG_DFL),
     )
     _wait_until_exploring(run, root)
     processes = {process: process.name() for process in psutil.Process(run.pid).children(recursive=True)}
-    os.killpg(run.pid, signal.SIGINT)
+    (os.kill if background else os.killpg)(run.pid, number)
     output, _ = run.communicate(timeout=STOP_DEADLINE_S)
     run_dir = RunDir(root)
     return Stopped(
@@ -102,6 +100,12 @@ def stopped(scratch: str, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         events=events_of(run_dir),
         summary=run_dir.summary.read_text() if run_dir.summary.exists() else "",
     )
+
+
+@pytest.fixture(scope="module")
+def stopped(scratch: str, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """Interrupt the process as a terminal does, once it is in the middle."""
+    return _stop(tmp_path_factory.mktemp("stopped"), scratch, signal.SIGINT, background=False)
 
 
 def test_the_exit_code_is_that_of_an_interrupt_and_the_last_line_says_how_to_go_on(stopped: Stopped) -> None:
@@ -146,3 +150,19 @@ def test_the_resumed_run_does_the_rest_and_nothing_twice(stopped: Stopped, scrat
     assert events_of(stopped.run_dir)[: len(stopped.events)] == stopped.events
     assert_every_prompt_once(tiny_job(), stopped.run_dir)
     assert len(pair_bytes(stopped.run_dir)) == 2
+
+
+def test_a_driver_that_is_terminated_in_the_background_ends_like_an_interrupted_one(tmp_path: Path) -> None:
+    """A job manager sends SIGTERM to the driver alone."""
+    scratch = tempfile.mkdtemp(prefix="r")
+    try:
+        ended = _stop(tmp_path, scratch, signal.SIGTERM, background=True)
+        assert ended.code == 130, ended.output
+        assert "go on with --resume" in ended.output.splitlines()[-1]
+        assert "Traceback" not in ended.output
+        assert "SIGTERM received" not in ended.output
+        assert not json.loads(ended.summary)["finished"]
+        _, alive = psutil.wait_procs(list(ended.processes), timeout=STOP_DEADLINE_S)
+        assert alive == []
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
