@@ -16,7 +16,7 @@ from safer_ray.backends.paraphrases import find_paraphrases
 from safer_ray.backends.rule_packs import read_pack
 from safer_ray.config import LoopConfig, PromptSource, RunConfig
 from safer_ray.core.decontamination import decontaminate
-from safer_ray.core.items import balanced, spread
+from safer_ray.core.items import alternating, balanced, spread
 from safer_ray.core.plan import Phase, PlanSizes, make_plan
 from safer_ray.core.rules import RulePack
 from safer_ray.errors import ConfigError
@@ -169,7 +169,8 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
     """Split the prompts over the phases.
 
     Rounds take prompts no trace was written for first: siblings of a prompt the policy was taught by heart
-    hardly differ.
+    hardly differ. Every round is half unsafe as far as they last, or its preferences would pull the policy towards
+    refusing or answering as such.
     """
     banned = set(config.prompts.never_sample)
     train = [p for p in prompts if p.split != "test"]
@@ -177,7 +178,8 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
     teach = balanced(train, config.sft.max_prompts, config.seed, unsafe_share=config.sft.unsafe_share)
     taught = {p.prompt_id for p in teach} if "synth" in config.stages else set()
     fresh = [p for p in order if p.prompt_id not in taught and p.category not in banned]
-    pool = fresh + [p for p in order if p.prompt_id in taught and p.category not in banned]
+    known = [p for p in order if p.prompt_id in taught and p.category not in banned]
+    pool = alternating(fresh) + alternating(known)
     size = min(config.erpo.prompts_per_round or len(pool), len(pool))
     starts = [number * size for number in range(config.erpo.rounds if pool else 0)]
     rounds = [[pool[(start + offset) % len(pool)] for offset in range(size)] for start in starts]

@@ -149,3 +149,12 @@ def balanced(prompts: Sequence[Prompt], limit: int, seed: int, *, unsafe_share: 
     mixed = unsafe + safe
     random.Random(seed).shuffle(mixed)
     return mixed
+
+
+def alternating(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return unsafe and safe prompts by turns while both last, each kind in its order: every stretch is balanced."""
+    unsafe = [p for p in prompts if p.label == "unsafe"]
+    safe = [p for p in prompts if p.label != "unsafe"]
+    both = min(len(unsafe), len(safe))
+    by_turns = [prompt for pair in zip(unsafe, safe, strict=False) for prompt in pair]
+    return by_turns + unsafe[both:] + safe[both:]

@@ -15,7 +15,7 @@ from safer_ray.backends.toy_policy import toy_prompts
 from safer_ray.core.branching import derived_seed, first_request, next_prefix, pick_continuation
 from safer_ray.core.encode import encode
 from safer_ray.core.events import Judge, Sample
-from safer_ray.core.items import Breadth, ItemBook, Position, balanced, spread
+from safer_ray.core.items import Breadth, ItemBook, Position, alternating, balanced, spread
 from safer_ray.core.plan import Phase
 from safer_ray.records import Label, Message, Prompt, Step
 
@@ -142,6 +142,22 @@ def test_a_balanced_choice_has_its_share_of_each_label_as_far_as_they_last(
 def _halves(pool: list[Prompt]) -> tuple[int, int]:
     unsafe = sum(each.label == "unsafe" for each in pool)
     return unsafe, len(pool) - unsafe
+
+
+@LAW
+@given(pools, st.integers(0, 40), st.integers(0, 40))
+def test_prompts_by_turns_are_balanced_in_every_stretch_while_both_kinds_last(
+    pool: list[Prompt], start: int, size: int
+) -> None:
+    mixed = alternating(pool)
+    assert sorted(p.prompt_id for p in mixed) == sorted(p.prompt_id for p in pool)
+    for unsafe in (True, False):
+        assert [p for p in mixed if (p.label == "unsafe") is unsafe] == [
+            p for p in pool if (p.label == "unsafe") is unsafe
+        ]
+    both = 2 * min(_halves(pool))
+    unsafe_there, safe_there = _halves(mixed[start : min(start + size, both)])
+    assert abs(unsafe_there - safe_there) <= 1
 
 
 def test_another_seed_gives_another_choice_of_the_same_shape() -> None:

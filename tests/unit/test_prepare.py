@@ -45,6 +45,15 @@ def test_rounds_take_prompts_no_trace_was_written_for_first_and_differ(tmp_path:
     assert not first & second
 
 
+def test_every_round_is_half_unsafe_as_far_as_they_last(tmp_path: Path) -> None:
+    prep = prepared(tmp_path, "sft.max_prompts=4", "erpo.prompts_per_round=2", "erpo.rounds=3")
+    fresh = {prompt.prompt_id for prompt in prep.prompts.prompts if prompt.split != "test"} - set(ids(prep, "teach"))
+    unsafe = {p.prompt_id for p in prep.prompts.prompts if p.label == "unsafe" and p.category != BANNED} & fresh
+    assert len(unsafe) >= 3
+    for name in ("explore-1", "explore-2", "explore-3"):
+        assert len(unsafe & set(ids(prep, name))) == 1
+
+
 def test_a_short_pool_is_gone_through_again(tmp_path: Path) -> None:
     prep = prepared(tmp_path, "erpo.prompts_per_round=0", "erpo.rounds=3")
     rounds = [sorted(ids(prep, f"explore-{number}")) for number in (1, 2, 3)]
