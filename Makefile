@@ -16,7 +16,7 @@ help: ## list these targets
 install: ## make .venv from the lock file, if it is missing or the lock has changed
 	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' bash scripts/bootstrap.sh
 
-demo: install ## the main job on the embedded model, 23 minutes on 2 cores; ends with runs/demo/report.html
+demo: install ## the main job on the embedded model, 25 minutes on 2 cores; ends with runs/demo/report.html
 	$(WITH_PATH) $(BIN)/safer-ray run jobs/demo_cpu.yaml --run-dir runs/demo --overwrite
 
 test: $(TIERS:%=test-%) ## all tests; one tier alone: make test-unit, test-contract, test-golden, test-local_ray, test-e2e
