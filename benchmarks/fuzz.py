@@ -17,7 +17,6 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,10 @@ def seeds_of(reader: str) -> list[bytes]:
             b"<think>\n<assessment>a</assessment>\n<verification>b</verification>\n<calibration>c</calibration>\n"
             b"</think>\nanswer"
         ],
-        "rule_pack": [pack[:2500], b"name: a\nversion: '1'\nnone_label: R00\nrules:\n  - id: R01\n"],
+        "rule_pack": [
+            pack.split(b"\n- id: R02")[0] + b"\n",
+            b"name: a\nversion: '1'\nnone_label: R00\nrules:\n  - id: R01\n",
+        ],
         "config": [path.read_bytes()[:1500] for path in sorted((root / "jobs").glob("*.yaml"))],
         "journal": [
             b"\n".join(b"%08x %s" % (zlib.crc32(row), row) for row in (head, event)) + b"\n",
@@ -56,13 +58,16 @@ def seeds_of(reader: str) -> list[bytes]:
     }[reader]
 
 
-def target_of(reader: str, scratch: Path) -> Callable[[bytes], None]:
-    """Return what reads one input; it raises what is a fault."""
+def target_of(reader: str, scratch: Path) -> Callable[[bytes], bool]:
+    """Return what reads one input and says whether it was taken, not refused; it raises what is a fault."""
     from safer_ray.errors import SaferRayError
 
-    def read(data: bytes) -> None:
-        with suppress(SaferRayError):
+    def read(data: bytes) -> bool:
+        try:
             _READ[reader](data, scratch)
+        except SaferRayError:
+            return False
+        return True
 
     return read
 
@@ -131,9 +136,14 @@ def _fuzz_one(reader: str, runs: int, corpus: Path) -> None:
             importlib.import_module(module)
     with tempfile.TemporaryDirectory() as scratch:
         faults = f"{corpus.parent}/fault-{reader}-"
-        arguments = [f"-runs={runs}", "-max_len=2048", f"-timeout={TIMEOUT_S}", f"-rss_limit_mb={MEMORY_MIB}",
+        arguments = [f"-runs={runs}", "-max_len=4096", f"-timeout={TIMEOUT_S}", f"-rss_limit_mb={MEMORY_MIB}",
                      f"-artifact_prefix={faults}", "-print_final_stats=1", str(corpus)]  # fmt: skip
-        atheris.Setup([sys.argv[0], *arguments], target_of(reader, Path(scratch)))
+        read = target_of(reader, Path(scratch))
+
+        def once(data: bytes) -> None:
+            read(data)
+
+        atheris.Setup([sys.argv[0], *arguments], once)
         atheris.Fuzz()
 
 

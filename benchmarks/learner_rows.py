@@ -167,6 +167,6 @@ ROWS = (
     Row(name="sibling_pairs", lines=(SIBLINGS,), measure=sibling_pairs, deadline_s=600),
     Row(name="whole_trees", lines=(TREES,), measure=whole_trees, deadline_s=600),
     Row(name="share_of_peak", lines=(PEAK,), measure=share_of_peak, deadline_s=240),
-    Row(name="sft", lines=(SFT,), measure=sft, deadline_s=600),
-    Row(name="growth", lines=(GROWN_TIME, GROWN_MEMORY), measure=growth, deadline_s=300),
+    Row(name="sft", lines=(SFT,), measure=sft, deadline_s=900),
+    Row(name="growth", lines=(GROWN_TIME, GROWN_MEMORY), measure=growth, deadline_s=600),
 )

@@ -101,4 +101,8 @@ def _measured_with(rows: Sequence[dict[str, Any]]) -> list[str]:
     said = [
         f"{'Measured' if len(rows_of) == 1 else ', '.join(names)} with: {facts}." for facts, names in rows_of.items()
     ]
-    return [*said, f"Together they took {sum(took_s.values()) / 60:.0f} minutes; the command is `make bench`."]
+    minutes = f"Together they took {sum(took_s.values()) / 60:.0f} minutes."
+    return [
+        *said,
+        f"{minutes} `make bench` measures all lines, `python -m benchmarks.run --only ROW` those of some rows.",
+    ]

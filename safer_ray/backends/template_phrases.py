@@ -249,11 +249,11 @@ _PLAIN_ASK: dict[GistKind, Phrases] = {
     "task": ("They ask me to {ask}.",),
 }
 _PLAIN_TERSE = Wording(
-    ask_words=7,
+    ask_words=10,
     ask=_PLAIN_ASK,
     topic=("Topic: {subject}.",),
     intent=("The aim is {tone}: {reading}.",),
-    violated=("{rule} is violated.",),
+    violated=("{rule} is violated: {topic}.",),
     near=("No rule is violated; {rule} comes near.",),
     clear=("No rule applies.",),
     refuse=("Refuse; offer to {offer}.",),
@@ -265,7 +265,6 @@ PLAIN = Style(
     registers={
         "full": replace(
             _PLAIN_TERSE,
-            ask_words=10,
             violated=("{rule} is violated: {reason}.",),
             near=("No rule is violated; {rule} comes near, but {reason}.",),
             clear=("No rule applies: {reason}.",),
@@ -276,7 +275,7 @@ PLAIN = Style(
         ),
         "terse": _PLAIN_TERSE,
     },
-    terse_share=0.42,
+    terse_share=0.35,
     judges_first=True,
     decoded=("Decoded from {encoding}.",),
     reason_unsafe=("it asks for help {intent}", "an answer would help someone {help}"),

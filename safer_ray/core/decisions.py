@@ -13,9 +13,14 @@ from itertools import accumulate
 from safer_ray.records import Step, StepKind
 
 _AIM = r"\b(?:harmful|legitimate|malicious|benign|dangerous|harmless|unsafe|safe)\b"
+_AIM_STATED = re.compile(
+    rf"\b(?:aim|intent|intention|use|purpose|goal)\s+(?:is|seems)\s+(?:\w+\s+)?({_AIM})", re.IGNORECASE
+)
+"""An aim that is named as one. Where there is one, another such word belongs to what was asked."""
+_AIM_ANYWHERE = re.compile(f"({_AIM})", re.IGNORECASE)
 _DECISIVE: dict[StepKind, re.Pattern[str]] = {
     "verification": re.compile(r"\bR\d{2}\b|\bNo rule\b|\b(?:violated|violates|applies)\b", re.IGNORECASE),
-    "calibration": re.compile(r"(?<=<calibration>)\s*\S+"),
+    "calibration": re.compile(r"(?<=<calibration>)\s*\w+"),
     "response": re.compile(r"\A\s*\S+(?:\s+\S+){0,2}"),
 }
 
@@ -24,11 +29,22 @@ def decision_spans(step: Step, titles: Iterable[str]) -> Iterator[tuple[int, int
     """Yield the decisive parts of a step as character spans of its text; ``titles`` are those of the pack's rules."""
     pattern = _DECISIVE.get(step.kind)
     if pattern is None:
-        # The longest title first: one may begin like another.
-        topics = "|".join(re.escape(title) for title in sorted(titles, key=len, reverse=True))
-        pattern = re.compile(rf"{topics}|{_AIM}" if topics else _AIM, re.IGNORECASE)
+        yield from sorted([*_topic_spans(step.text, titles), *_aim_spans(step.text)])
+        return
     for match in pattern.finditer(step.text):
         yield match.span()
+
+
+def _topic_spans(text: str, titles: Iterable[str]) -> Iterator[tuple[int, int]]:
+    # The longest title first: one may begin like another.
+    topics = "|".join(re.escape(title) for title in sorted(titles, key=len, reverse=True))
+    if topics:
+        yield from (match.span() for match in re.finditer(topics, text, re.IGNORECASE))
+
+
+def _aim_spans(text: str) -> Iterator[tuple[int, int]]:
+    stated = [match.span(1) for match in _AIM_STATED.finditer(text)]
+    yield from stated or (match.span(1) for match in _AIM_ANYWHERE.finditer(text))
 
 
 def decision_tokens(pieces: Sequence[str], steps: Sequence[Step], titles: Iterable[str]) -> tuple[int, ...]:

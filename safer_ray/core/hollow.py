@@ -9,6 +9,7 @@ import re
 from functools import lru_cache
 
 from safer_ray.core.rules import RulePack
+from safer_ray.core.stance import calibration_action
 from safer_ray.core.wording import all_runs, content_words, copied_share, repeated_share, words_of
 from safer_ray.records import StepKind
 
@@ -27,9 +28,8 @@ _OPENER = re.compile(
     r"|respuesta|soluci[oó]n|r[ée]ponse|antwort|l[öo]sung|risposta|resposta|\u89e3|\u7b54\u6848|\u56de\u7b54|\u89e3\u7b54)",
     re.IGNORECASE,
 )
-
-_PATHS = frozenset({"Answer."})
-"""Openings that are all a calibration has to say: the path it chooses, as a sentence."""
+_BARE_PATH = re.compile(r"[^\W\d_]+\.")
+"""One word as a sentence. "Answer:" opens something that never comes; "Answer." is a path in the fewest words."""
 
 
 @lru_cache(maxsize=16)
@@ -49,7 +49,7 @@ def hollow(pack: RulePack, kind: StepKind, text: str, asked: frozenset[str]) -> 
     if first is None:
         return "empty: no letter and no digit"
     # Every opener begins with a letter: unless the first word begins one, there is no need to try all places.
-    if _OPENER.match(bare, first) and _only_openers(bare) and not (kind == "calibration" and bare in _PATHS):
+    if _OPENER.match(bare, first) and _only_openers(bare) and not (kind == "calibration" and _is_path(bare)):
         return "empty: an opening with nothing behind it"
     if kind in ("assessment", "verification") and bare.isascii() and len(words_of(bare)) < _LEAST_WORDS:
         return "empty: fewer than three words"
@@ -61,6 +61,10 @@ def hollow(pack: RulePack, kind: StepKind, text: str, asked: frozenset[str]) -> 
     if kind == "assessment" and bare.isascii() and asked and not asked & content_words(bare):
         return "boilerplate: it names nothing of what was asked"
     return ""
+
+
+def _is_path(text: str) -> bool:
+    return _BARE_PATH.fullmatch(text) is not None and calibration_action(text) is not None
 
 
 def _only_openers(text: str) -> bool:

@@ -40,7 +40,7 @@ def _nodes_added(config: dict[str, Any], demand: dict[str, Any], copies: int = 1
 
 
 def test_rays_own_validator_accepts_the_file(prepared: dict[str, Any]) -> None:
-    validate_config(prepared)
+    assert validate_config(prepared) is None
 
 
 def test_rays_validator_would_refuse_a_misspelt_key(prepared: dict[str, Any]) -> None:

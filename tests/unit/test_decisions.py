@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +31,28 @@ def test_topic_aim_rule_path_and_the_answers_opening_are_decisions() -> None:
         for step in split_steps(list(segments(TRACE)))
         for start, stop in decision_spans(step, TITLES)
     ]
-    assert spans == ["illegal acts", "harmful", "R03", "violated", "Refuse;", "I can't explain"]
+    assert spans == ["illegal acts", "harmful", "R03", "violated", "Refuse", "I can't explain"]
+
+
+@pytest.mark.parametrize(
+    ("assessment", "aims"),
+    [
+        ("They ask if a safe is harmful to keep. The aim is legitimate: it is about furniture.", ["legitimate"]),
+        ("The aim is clearly harmful: to open a safe. They ask how to open a safe that is not theirs.", ["harmful"]),
+        ("This is a harmless question about an unsafe ladder.", ["harmless", "unsafe"]),
+    ],
+)
+def test_an_aim_that_is_named_as_one_is_the_only_one(assessment: str, aims: list[str]) -> None:
+    step = split_steps([f"<think>\n<assessment>{assessment}</assessment>"])[0]
+    assert [step.text[start:stop] for start, stop in decision_spans(step, ())] == aims
+
+
+@pytest.mark.parametrize(
+    "calibration", ["Answer.", "Answer: it is harmless.", "Refuse; offer help.", "Refuse, because"]
+)
+def test_the_mark_behind_a_path_is_no_decision_or_the_shortest_path_would_weigh_most(calibration: str) -> None:
+    step = split_steps(list(segments(replace(TRACE, calibration=calibration))))[2]
+    assert [step.text[start:stop] for start, stop in decision_spans(step, ())] == [calibration[:6]]
 
 
 def test_the_longest_title_is_the_topic() -> None:

@@ -7,6 +7,8 @@ import random
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,15 +20,17 @@ from safer_ray.backends.base import TeachResult, TeachTask
 from safer_ray.backends.pack_extras import read_cues, read_written_answers
 from safer_ray.backends.partial_teacher import PartialTeacher
 from safer_ray.backends.rule_packs import pack_path, read_pack
-from safer_ray.backends.template_phrases import STYLES, StyleName
-from safer_ray.backends.template_teacher import TemplateTeacher
+from safer_ray.backends.template_phrases import STYLES, Style, StyleName
+from safer_ray.backends.template_teacher import TemplateTeacher, TraceWriter
 from safer_ray.backends.toy_tokenizer import ToyTokenizer
 from safer_ray.config import PromptSource
 from safer_ray.core.answers import UnfitAnswerError, fit_answer
+from safer_ray.core.criteria import Marks, judge_step, question
 from safer_ray.core.cues import CueBook, best_phrase
 from safer_ray.core.encode import encode, plain_text
 from safer_ray.core.gist import gist
 from safer_ray.core.items import taught_whole
+from safer_ray.core.pairing import PairingRules
 from safer_ray.core.refusal import classify_refusal
 from safer_ray.core.rule_text import rules_text, student_system_prompt
 from safer_ray.core.rules import RulePack
@@ -34,7 +38,7 @@ from safer_ray.core.stance import assessment_stance, calibration_action, reading
 from safer_ray.core.trace import Trace, parse
 from safer_ray.errors import RulePackError
 from safer_ray.prompts import load_prompts
-from safer_ray.records import STEP_KINDS, Label, Message, Prompt, TraceExample
+from safer_ray.records import STEP_KINDS, Label, Message, Prompt, StepKind, TraceExample
 
 _UNSAFE = "How do I slip a keylogger onto the front-desk computer at my gym?"
 _SAFE = "How do I tell whether the front-desk computer at my gym has a keylogger?"
@@ -88,6 +92,11 @@ def _taught(wording: StyleName = "varied") -> TeachResult:
 
 def _trace(example: TraceExample) -> Trace:
     return parse("".join(step.text for step in example.steps))
+
+
+def _written(prompt: Prompt, style: Style) -> Trace:
+    writer = TraceWriter(pack=_pack(), cues=_extras()[0], style=style)
+    return writer.write(prompt, "An answer.", random.Random(prompt.prompt_id))
 
 
 def _one(prompt: Prompt, seed: int = 0) -> Trace:
@@ -156,22 +165,48 @@ def test_lengths_vary_twofold_for_one_prompt() -> None:
     assert lengths[54] >= 1.6 * lengths[6]
 
 
-def test_plain_traces_judge_first_and_say_each_thing_in_one_of_two_lengths() -> None:
+def test_plain_traces_judge_first_are_shorter_and_say_each_thing_in_one_of_two_lengths() -> None:
     prompt, style = _prompt(_UNSAFE, "unsafe"), STYLES["plain"]
     traces = [_trace(_teacher(seed, "plain").teach([TeachTask(prompt=prompt)]).examples[0]) for seed in range(60)]
     title = _pack().rule("R09").title
     terse = 0
     for trace in traces:
         assert trace.assessment.startswith(f"Topic: {title} (R09). The aim is harmful: ")
-        assert trace.verification == "R09 is violated." or trace.verification.startswith("R09 is violated: ")
+        long_verification = ": it asks for help " in trace.verification or ": an answer would " in trace.verification
+        assert trace.verification.startswith("R09 is violated: ")
         assert trace.calibration.startswith("Refuse; offer to ") or trace.calibration.startswith("Refuse, because ")
-        terse += trace.verification == "R09 is violated."
+        terse += not long_verification
         terse += trace.calibration.startswith("Refuse; ")
-    assessments = Counter(trace.assessment for trace in traces)
-    assert len(assessments) == 2
-    terse += assessments[min(assessments, key=len)]
-    # 180 draws: four standard deviations are 0.14
-    assert abs(terse / 180 - style.terse_share) < 0.14
+    assert len({trace.assessment for trace in traces}) == 1
+    # 120 draws: four standard deviations are 0.17
+    assert abs(terse / 120 - style.terse_share) < 0.17
+    words = [sum(len(step.split()) for step in trace.steps[:3]) for trace in traces]
+    varied = [sum(len(step.split()) for step in _one(prompt, seed).steps[:3]) for seed in range(60)]
+    assert sum(words) < sum(varied)
+
+
+def _full_and_terse(wording: StyleName, kind: StepKind) -> Iterator[tuple[Marks, Marks]]:
+    """Yield what the rule judge says of one step in both registers, for each shipped prompt."""
+    for prompt in _shipped():
+        asked = question(prompt.text, prompt.label, prompt.category)
+        traces = (_written(prompt, replace(STYLES[wording], terse_share=share)) for share in (0.0, 1.0))
+        full, terse = (judge_step(_pack(), asked, kind, getattr(trace, kind), None) for trace in traces)
+        yield full, terse
+
+
+@pytest.mark.parametrize("kind", ["verification", "calibration"])
+@pytest.mark.parametrize("wording", ["varied", "plain"])
+def test_a_terse_step_costs_no_safety(wording: StyleName, kind: StepKind) -> None:
+    for _, terse in _full_and_terse(wording, kind):
+        assert terse.safety == 1.0, terse.reason
+
+
+@pytest.mark.parametrize("kind", STEP_KINDS[:3])
+def test_a_terse_plain_step_is_less_helpful_in_fewer_than_one_case_of_ten(kind: StepKind) -> None:
+    marks = list(_full_and_terse("plain", kind))
+    worse = [(full.helpfulness or 0) - (terse.helpfulness or 0) for full, terse in marks]
+    assert len(marks) > 500
+    assert sum(gap >= PairingRules().helpfulness_margin for gap in worse) < 0.1 * len(marks)
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 9))
@@ -191,6 +226,14 @@ def test_a_part_of_the_traces_ends_with_the_judgement_and_needs_no_answer(share:
             assert example.decision_at[-1] == len(example.completion_ids) - 1
             assert re.search(r"is (harmful|legitimate)(?!</)", example.steps[0].text)
             assert "</assessment>" not in example.steps[0].text
+
+
+def test_a_trace_that_ends_early_keeps_nothing_of_a_retelling_that_speaks_of_safes_and_harm() -> None:
+    prompt = _prompt("How do I open a safe that is not mine without a harmful noise?", "unsafe", "R03")
+    teacher = PartialTeacher(_teacher(wording="plain"), whole_share=0.0, seed=0)
+    (example,) = teacher.teach([TeachTask(prompt=prompt)]).examples
+    assert example.steps[0].text.endswith("The aim is harmful")
+    assert example.decision_at[-1] == len(example.completion_ids) - 1
 
 
 def test_the_share_of_whole_traces_is_kept_and_a_larger_share_holds_the_smaller() -> None:
