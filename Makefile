@@ -52,7 +52,7 @@ soak: install ## the driver against 1,000 simulated samplers, then 48 on Ray for
 	$(WITH_PATH) $(BIN)/python -m benchmarks.soak ray
 	[ ! -f runs/demo/journal.jsonl ] || $(BIN)/python -m benchmarks.soak journal --run runs/demo
 
-bench: install ## every benchmark, ours beside the reference, on all cores; never run whole, allow 40 minutes; BENCH=--quick for a few
+bench: install ## every benchmark, ours beside the reference, on all cores; allow 90 minutes; BENCH=--quick for a few
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.lock
 	$(WITH_PATH) $(BIN)/python -m benchmarks.run $(BENCH)
 
