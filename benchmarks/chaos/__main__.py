@@ -104,16 +104,16 @@ def judged(result: Broken, prep: Preparation, whole: Ledger, root: Path, who: st
     tally = Tally(runs=1, faults=len(result.done), by_fault=dict(Counter(result.done)), names=[who])
     tally.wall_s = result.wall_s
     tally.resumptions, tally.tracebacks = result.drivers - 1, result.tracebacks
-    different: list[str] = []
+    different, dropped = list[str](), tuple[str, ...]()
     if result.hung:
         tally.hung = 1
     else:
         ledger = read_ledger(prep, root)
-        different = ledger.differs(whole, bytes_too=True)
+        different, dropped = ledger.differs(whole, bytes_too=True), ledger.dropped
         tally.lost, tally.duplicates = ledger.lost(prep), ledger.duplicates()
         tally.trained_twice, tally.differing_ledgers = ledger.trained_twice(), int(bool(different))
     if not tally.clean or tally.tracebacks:
-        tally.notes.append(f"{who}: {result.done}; differs: {different}; said: {result.said}")
+        tally.notes.append(f"{who}: {result.done}; differs: {different}; dropped: {dropped}; said: {result.said}")
     sys.stdout.write(f"{who}: {', '.join(result.done)}; {result.drivers} drivers, {result.wall_s} s, "
                      f"{'clean' if tally.clean else tally.notes}\n")  # fmt: skip
     sys.stdout.flush()

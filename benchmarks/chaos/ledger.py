@@ -25,6 +25,8 @@ class Ledger:
     files: dict[str, str]
     twice: int
     """Pair ids that stand more than once in the pairs of a round."""
+    dropped: tuple[str, ...]
+    """Why prompts were given up."""
 
     def lost(self, prep: Preparation) -> int:
         """Count items of the plan without an end, and dropped ones: nothing here may be given up."""
@@ -79,4 +81,5 @@ def read_ledger(prep: Preparation, root: Path) -> Ledger:
         trained=Counter(event.phase for event in events if isinstance(event, Trained)),
         files={str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.exists()},
         twice=len(pairs) - len(set(pairs)),
+        dropped=tuple(event.reason for event in events if isinstance(event, Dropped)),
     )

@@ -105,7 +105,7 @@ class Pool:
             await self._start_one(replica)
         except (RayError, ReplicaLost) as exc:
             # Its process or its node died: no reason why the next one should not start.
-            self.lose(replica, f"died while it started ({type(exc).__name__})")
+            self.lose(replica, f"died while it started ({type(exc).__name__})", exc)
         except (SaferRayError, TimeoutError) as exc:
             why = exc if isinstance(exc, SaferRayError) else ClusterError(f"{exc}; see its log")
             logger.warning("not joined replica=%s reason=%s", replica.name, why)
@@ -155,21 +155,21 @@ class Pool:
             logger.warning("drained without a goodbye replica=%s reason=%s", replica.name, _reason(exc))
         self._bury(replica, "drained")
 
-    def _bury(self, replica: Replica, reason: str) -> None:
+    def _bury(self, replica: Replica, reason: str, cause: BaseException | None = None) -> None:
         if replica.state is ReplicaState.GONE:
             return
         if replica.state is not ReplicaState.DRAINING:
             replica.go(ReplicaState.DEAD)
-        replica.end(reason)
+        replica.end(reason, cause)
         self.replicas.remove(replica)
         self.past.append(replica)
 
-    def lose(self, replica: Replica, reason: str) -> None:
+    def lose(self, replica: Replica, reason: str, cause: BaseException | None = None) -> None:
         """Give a replica up: kill what is left of it, end the calls it has, and start another in its place."""
         if replica.state in (ReplicaState.DEAD, ReplicaState.GONE):
             return
         replaced = replica.state in COUNTED
-        self._bury(replica, reason)
+        self._bury(replica, reason, cause)
         logger.warning("lost replica=%s node=%s reason=%s", replica.name, replica.node[:8], reason)
         self._losses += 1
         if replaced and not self.closing:
@@ -196,11 +196,11 @@ class Pool:
         try:
             yield replica
         except DEAD as exc:
-            self.lose(replica, "its process died")
-            raise ReplicaLost(replica.name, "its process died", alone=replica.ended_alone) from exc
+            self.lose(replica, "its process died", exc)
+            raise replica.loss() from exc
         except OUT_OF_REACH as exc:
             self.suspect(replica, "out of reach")
-            raise ReplicaLost(replica.name, "out of reach", alone=False) from exc
+            raise ReplicaLost(replica.name, "out of reach", alone=False, blameless=True) from exc
         except TimeoutError as exc:
             self.suspect(replica, str(exc))
             raise
@@ -208,7 +208,7 @@ class Pool:
             # Either the request's fault or the engine's: an engine that is broken would fail everything at once.
             await self.check(replica)
             if replica.gone.done():
-                raise ReplicaLost(replica.name, replica.gone.result(), alone=replica.ended_alone) from None
+                raise replica.loss() from None
             raise
         else:
             replica.answered += 1
@@ -289,12 +289,12 @@ class Pool:
                     await replica.wait(replica.actor.alive.remote(), self.patience.probe_s)
                 except (TimeoutError, *OUT_OF_REACH) as exc:
                     if replica.state is ReplicaState.SUSPECT:
-                        self.lose(replica, f"it brought no token within twice {self.patience.probe_s:.0f} s")
+                        self.lose(replica, f"it brought no token within twice {self.patience.probe_s:.0f} s", exc)
                     elif replica.state is ReplicaState.SERVING:
                         replica.go(ReplicaState.SUSPECT)
                         logger.warning("suspect replica=%s reason=%s", replica.name, _reason(exc))
                 except (SaferRayError, RayError) as exc:
-                    self.lose(replica, f"asked for one token: {_reason(exc)}")
+                    self.lose(replica, f"asked for one token: {_reason(exc)}", exc)
                 except ReplicaLost:
                     return
                 else:
@@ -320,7 +320,7 @@ class Pool:
         try:
             await fit(replica)
         except (RayError, ReplicaLost, TimeoutError) as exc:
-            self.lose(replica, f"while it loaded weights: {_reason(exc)}")
+            self.lose(replica, f"while it loaded weights: {_reason(exc)}", exc)
         except SaferRayError as exc:
             self.lose(replica, f"while it loaded weights: {exc}")
             raise
@@ -332,8 +332,8 @@ class Pool:
         async def one(replica: Replica) -> list[Any]:
             try:
                 return [await call(replica)]
-            except (*DEAD, ReplicaLost):
-                self.lose(replica, "its process died")
+            except (*DEAD, ReplicaLost) as exc:
+                self.lose(replica, "its process died", exc)
             except (*OUT_OF_REACH, TimeoutError) as exc:
                 self.suspect(replica, _reason(exc))
             return []

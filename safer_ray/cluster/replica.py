@@ -19,11 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 class ReplicaLost(Exception):
-    """The replica is gone or out of reach, and whatever it was asked with it; ``alone`` if that was a single call."""
+    """The replica is gone or out of reach, and whatever it was asked with it; ``alone`` if that was a single call.
 
-    def __init__(self, name: str, why: str, *, alone: bool) -> None:
+    ``blameless``: what it was asked is not why, because it fell with its whole node, or only cannot be reached.
+    """
+
+    def __init__(self, name: str, why: str, *, alone: bool, blameless: bool) -> None:
         super().__init__(f"{name}: {why}")
         self.alone = alone
+        self.blameless = blameless
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,7 @@ class Replica:
     """One call has it, or waits to have it, for itself."""
     probing: bool = False
     ended_alone: bool = False
+    ended_blameless: bool = False
     joining: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def go(self, state: ReplicaState) -> None:
@@ -81,17 +86,22 @@ class Replica:
             if call.done():
                 return call.result()
             if self.gone.done():
-                raise ReplicaLost(self.name, self.gone.result(), alone=self.ended_alone)
+                raise self.loss()
             raise TimeoutError(
                 f"the driver waited {deadline_s:.0f} s for {self.name} on node {self.node[:8]}, which did not answer"
             )
         finally:
             call.cancel()
 
-    def end(self, reason: str) -> None:
-        """Kill the process, give its resources back, and let calls in flight know."""
+    def loss(self) -> ReplicaLost:
+        """Return what the calls get of a replica that has ended."""
+        return ReplicaLost(self.name, self.gone.result(), alone=self.ended_alone, blameless=self.ended_blameless)
+
+    def end(self, reason: str, cause: BaseException | None = None) -> None:
+        """Kill the process, give its resources back, and let calls in flight know; ``cause`` is what showed it."""
         if not self.gone.done():
             self.ended_alone = self.in_flight <= 1
+            self.ended_blameless = isinstance(cause, OUT_OF_REACH) or _NODE_DIED in str(cause)
             self.gone.set_result(reason)
         if self.actor is not None:
             ray.kill(self.actor)
@@ -112,5 +122,7 @@ class Replica:
         )
 
 
+_NODE_DIED = "its node has died"
+"""Ray's words; the error has no field for it."""
 DEAD = (ActorDiedError,)
 OUT_OF_REACH = (ActorUnavailableError,)

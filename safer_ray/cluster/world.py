@@ -171,16 +171,24 @@ class RayWorld:
         except ReplicaLost as exc:
             if not isinstance(action, Sample | Judge):
                 raise
-            self._lost(action, str(exc), killed_worker=True, alone=exc.alone)
+            self._lost(action, str(exc), killed_worker=True, alone=exc.alone, blameless=exc.blameless)
         except ITEM_FAULTS as exc:
             if not isinstance(action, Sample | Judge):
                 raise
             self._lost(action, str(exc) or type(exc).__name__)
 
-    def _lost(self, action: Sample | Judge, reason: str, *, killed_worker: bool = False, alone: bool = False) -> None:
+    def _lost(
+        self,
+        action: Sample | Judge,
+        reason: str,
+        *,
+        killed_worker: bool = False,
+        alone: bool = False,
+        blameless: bool = False,
+    ) -> None:
         key = (action.phase, action.item)
-        self._deaths[key] += killed_worker
-        if killed_worker and alone:
+        self._deaths[key] += killed_worker and not blameless
+        if killed_worker and alone and not blameless:
             prompt = self._scene.book.prompt(action)
             logger.warning("worker died of prompt=%s phase=%s deaths=%d", prompt.prompt_id, key[0], self._deaths[key])
         self._events.put(
@@ -191,6 +199,7 @@ class RayWorld:
                 reason=reason,
                 killed_worker=killed_worker,
                 alone=alone,
+                blameless=blameless,
             )
         )
 

@@ -94,7 +94,8 @@ class Lost:
     """Work on one item failed or vanished; it will be asked for again.
 
     ``killed_worker``: its worker died under it, which alone says nothing against the item. ``alone``: the worker
-    was working on nothing else. ``stale``: it was sampled from a policy version its phase does not take.
+    was working on nothing else. ``blameless``: the worker fell with its whole node, or only cannot be reached, which
+    says nothing against the item at all. ``stale``: it was sampled from a policy version its phase does not take.
     """
 
     phase: str
@@ -103,6 +104,7 @@ class Lost:
     reason: str
     killed_worker: bool = False
     alone: bool = False
+    blameless: bool = False
     stale: bool = False
 
 

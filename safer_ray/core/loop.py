@@ -261,12 +261,12 @@ def _on_lost(progress: Progress, event: Lost) -> bool:
         return False
     progress.last_reason[event.item] = event.reason
     progress.stale_samples += event.stale
-    if event.killed_worker:  # no fault of an item that was merely there: it costs no try
+    if not event.killed_worker:  # that is no fault of an item that was merely there: it costs no try
+        progress.tries[event.item] = progress.tries.get(event.item, 0) + 1
+    elif not event.blameless:
         progress.deaths[event.item] = progress.deaths.get(event.item, 0) + 1
         if event.alone and progress.deaths[event.item] >= DEATHS_TO_QUARANTINE:
             progress.quarantined.add(event.item)
-    else:
-        progress.tries[event.item] = progress.tries.get(event.item, 0) + 1
     if item is not None:
         progress.open[event.item] = Item(attempt=item.attempt + 1)
         progress.ready.append(event.item)

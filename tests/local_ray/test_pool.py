@@ -195,6 +195,22 @@ def test_only_a_call_that_had_the_replica_to_itself_is_blamed_for_its_death() ->
     asyncio.run(story())
 
 
+def test_a_call_is_not_blamed_for_a_node_that_was_lost_nor_for_a_replica_out_of_reach() -> None:
+    fell = ActorDiedError()
+    fell.error_msg = "The actor died because its node has died. Node Id: c008"
+    outcomes = {"node": fell, "process": ActorDiedError(), "reach": ActorUnavailableError("", b"0" * 16)}
+    expected = {"node": (True, True), "process": (True, False), "reach": (False, True)}
+
+    async def story(outcome: Exception) -> tuple[bool, bool]:
+        crew_ = crew({"sample": outcome})
+        await crew_.pool.start(1)
+        with pytest.raises(ReplicaLost) as lost:
+            await call(crew_.pool)
+        return lost.value.alone, lost.value.blameless
+
+    assert {name: asyncio.run(story(outcome)) for name, outcome in outcomes.items()} == expected
+
+
 def test_a_call_that_must_be_alone_waits_for_the_others_to_end_and_lets_no_new_one_in() -> None:
     async def story() -> None:
         crew_ = crew({"sample": "hang"})

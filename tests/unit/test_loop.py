@@ -196,12 +196,20 @@ def test_what_is_waited_for_is_said_per_phase_with_who_is_waited_for() -> None:
     assert any("erpo-1 waits for the learner; explore-2 waits with" in sentence for sentence in said)
 
 
-def lose_worker(state: LoopState, attempt: int, *, alone: bool) -> list[Action]:
+def lose_worker(state: LoopState, attempt: int, *, alone: bool, blameless: bool = False) -> list[Action]:
     """Submit what the policy asks for, answer that the worker died, and return what it asks for next."""
     for action in synchronous(state, LIMITS):
         submitted(state, action)
     reason = f"sampler-{attempt} died"
-    lost = Lost(phase="evaluate-base", item=0, attempt=attempt, reason=reason, killed_worker=True, alone=alone)
+    lost = Lost(
+        phase="evaluate-base",
+        item=0,
+        attempt=attempt,
+        reason=reason,
+        killed_worker=True,
+        alone=alone,
+        blameless=blameless,
+    )
     apply(state, from_json(to_json(lost)))
     return synchronous(state, LIMITS)
 
@@ -216,6 +224,16 @@ def test_an_item_that_kills_two_workers_is_quarantined_and_bystanders_never_are(
     assert isinstance(lose_worker(state, 0, alone=True)[0], Sample)
     reason = "quarantined after 2 workers died of it: sampler-1 died"
     assert lose_worker(state, 1, alone=True) == [Drop(phase="evaluate-base", item=0, reason=reason)]
+
+
+def test_nodes_that_are_lost_say_nothing_against_the_item_that_was_alone_on_them() -> None:
+    state = LoopState.of(make_plan(("evaluate",), PlanSizes(teach=0, explore=0, evaluate=1, rounds=0)))
+    for attempt in range(LIMITS.max_tries + 2):
+        (again,) = lose_worker(state, attempt, alone=True, blameless=True)
+        assert isinstance(again, Sample)
+    (again,) = lose_worker(state, LIMITS.max_tries + 2, alone=True)
+    assert isinstance(again, Sample), "the first worker that died of it by itself"
+    assert isinstance(lose_worker(state, LIMITS.max_tries + 3, alone=True)[0], Drop)
 
 
 def test_an_item_given_up_just_before_the_run_stopped_is_dropped_when_it_is_resumed() -> None:
