@@ -287,7 +287,10 @@ class ErpoConfig(Section):
     alpha: float = Field(0.02, ge=0, description="per token, conciseness pairs only")
     nll_weight: float = Field(0.5, ge=0, description="lambda: weight of the chosen step's NLL per token")
     axis_weights: dict[Literal["safety", "helpfulness", "efficiency"], float] = Field(
-        {"safety": 1.0, "helpfulness": 1.0, "efficiency": 1.0}, description="weight of a pair's loss, by its axis"
+        {"safety": 1.0, "helpfulness": 1.0, "efficiency": 1.0}, description="weight of a preference, by its axis"
+    )
+    step_weights: dict[StepKind, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="weight of a preference, by its step; steps not named weigh 1"
     )
     prompt_weighting: Literal["mean", "sum"] = Field("mean", description="mean: every prompt counts the same")
     pairing: PairingConfig = PairingConfig()

@@ -288,6 +288,7 @@ def train_task(config: RunConfig, phase: Phase, run_dir: RunDir) -> TrainTask:
             alpha=section.alpha,
             nll_weight=section.nll_weight,
             axis_weights=tuple(sorted(section.axis_weights.items())),
+            step_weights=tuple(section.step_weights.items()),
             prompt_weighting=section.prompt_weighting,
         ),
         reference=section.reference,

@@ -194,7 +194,7 @@ class LossSettings:
     axis_weights: tuple[tuple[str, float], ...] = (("safety", 1.0), ("helpfulness", 1.0), ("efficiency", 1.0))
     prompt_weighting: Literal["mean", "sum"] = "mean"
     step_weights: tuple[tuple[StepKind, float], ...] = ()
-    """SFT: what a token of a step weighs; steps not named weigh 1."""
+    """What a token of a step (SFT) or a preference at it (ERPO) weighs; steps not named weigh 1."""
     decision_weight: float = 1.0
     """SFT: how many times as much a token weighs that states topic, aim, rule or path."""
 

@@ -124,6 +124,7 @@ def _one(logps: PairLogps, number: int) -> PairLogps:
         rejected_tokens_B=logps.rejected_tokens_B[part],
         prompt_pairs_B=logps.prompt_pairs_B[part],
         axes=logps.axes[part],
+        kinds=logps.kinds[part],
     )
 
 

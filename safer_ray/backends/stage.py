@@ -129,6 +129,7 @@ def pair_logps(row: Pack, logps_L: torch.Tensor, reference_L: torch.Tensor) -> P
         rejected_tokens_B=count_B(rejected),
         prompt_pairs_B=torch.tensor([pair.prompt_pairs for pair in row.pairs]),
         axes=tuple(pair.axis for pair in row.pairs),
+        kinds=tuple(pair.step_kind for pair in row.pairs),
     )
 
 

@@ -7,7 +7,7 @@ ERPO, for siblings ``s^w`` (chosen) and ``s^l`` (rejected) at one prefix ``h``, 
 
     margin     = beta * [(log pi(s^w|h) - log ref(s^w|h)) - (log pi(s^l|h) - log ref(s^l|h))]
     logit      = margin + alpha * (|s^w| - |s^l|)              the second term on efficiency pairs only
-    loss       = -log sigmoid(logit) * axis_weight  +  nll_weight * -log pi(s^w|h) / |s^w|
+    loss       = -log sigmoid(logit) * axis_weight * step_weight  +  nll_weight * -log pi(s^w|h) / |s^w|
 
 The sign of the alpha term is R-DPO's (Park et al. 2024, "Disentangling Length from Quality in DPO", eq. 9: the reward
 carries ``-alpha |s|``, which moves to the logit with a plus). An efficiency pair prefers the shorter sibling, so its
@@ -28,7 +28,7 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 
-from safer_ray.records import Axis
+from safer_ray.records import Axis, StepKind
 
 
 class ErpoTerms(Protocol):
@@ -42,6 +42,8 @@ class ErpoTerms(Protocol):
     def nll_weight(self) -> float: ...
     @property
     def axis_weights(self) -> tuple[tuple[str, float], ...]: ...
+    @property
+    def step_weights(self) -> tuple[tuple[StepKind, float], ...]: ...
     @property
     def prompt_weighting(self) -> Literal["mean", "sum"]: ...
 
@@ -62,6 +64,7 @@ class PairLogps:
     rejected_tokens_B: torch.Tensor
     prompt_pairs_B: torch.Tensor
     axes: tuple[Axis, ...]
+    kinds: tuple[StepKind, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,7 +105,8 @@ def pair_weights(prompt_pairs: Sequence[int], weighting: Literal["mean", "sum"])
 def erpo_loss(logps: PairLogps, terms: ErpoTerms) -> LossOutput:
     """Return the ERPO loss of the module's head, summed over pairs.
 
-    The weight is that of ``pair_weights`` alone: an axis weight scales its pairs' loss and is not divided out.
+    The weight is that of ``pair_weights`` alone: the weights of axes and steps scale preferences and are not divided
+    out. A step that is not named weighs 1.
 
     Raises:
         ValueError: if beta is not positive or an axis has no weight.
@@ -114,7 +118,13 @@ def erpo_loss(logps: PairLogps, terms: ErpoTerms) -> LossOutput:
     if unknown:
         raise ValueError(f"axis_weights has no weight for {', '.join(unknown)}; it names {', '.join(weight_of_axis)}")
     new = logps.chosen_B.new_tensor
-    axis_weight_B = new([weight_of_axis[axis] for axis in logps.axes])
+    weight_of_step = dict(terms.step_weights)
+    preference_weight_B = new(
+        [
+            weight_of_axis[axis] * weight_of_step.get(kind, 1.0)
+            for axis, kind in zip(logps.axes, logps.kinds, strict=True)
+        ]
+    )
     alpha_B = new([terms.alpha if axis == "efficiency" else 0.0 for axis in logps.axes])
     prompt_weight_B = new(pair_weights(logps.prompt_pairs_B.tolist(), terms.prompt_weighting))
 
@@ -122,7 +132,7 @@ def erpo_loss(logps: PairLogps, terms: ErpoTerms) -> LossOutput:
     margin_B = terms.beta * gain_B
     logit_B = margin_B + alpha_B * (logps.chosen_tokens_B - logps.rejected_tokens_B)
     nll_B = -logps.chosen_B / logps.chosen_tokens_B
-    loss_B = -F.logsigmoid(logit_B) * axis_weight_B + terms.nll_weight * nll_B
+    loss_B = -F.logsigmoid(logit_B) * preference_weight_B + terms.nll_weight * nll_B
     return LossOutput(
         loss=(loss_B * prompt_weight_B).sum(), weight=float(prompt_weight_B.sum()), margin_B=margin_B.detach()
     )

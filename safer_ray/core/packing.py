@@ -46,6 +46,7 @@ class PackedPair:
 
     pair_id: str
     axis: Axis
+    step_kind: StepKind
     chosen_L: IntArray
     rejected_L: IntArray
     prompt_pairs: int
@@ -251,6 +252,7 @@ def _lay_out(trie: _Trie, weights: dict[int, float], spans: Sequence[_TriePair])
             PackedPair(
                 pair_id=span.pair.pair_id,
                 axis=span.pair.axis,
+                step_kind=span.pair.step_kind,
                 chosen_L=np.array([index_of[token] for token in span.chosen], dtype=np.int64),
                 rejected_L=np.array([index_of[token] for token in span.rejected], dtype=np.int64),
                 prompt_pairs=span.prompt_pairs,

@@ -31,6 +31,7 @@ def one_pair(
         rejected_tokens_B=values[5],
         prompt_pairs_B=torch.tensor([1]),
         axes=(axis,),
+        kinds=("response",),
     )
 
 
@@ -47,9 +48,10 @@ def swapped(pair: PairLogps) -> PairLogps:
 
 
 def joined(pairs: list[PairLogps]) -> PairLogps:
-    names = [name for name in PairLogps.__dataclass_fields__ if name != "axes"]
+    names = [name for name in PairLogps.__dataclass_fields__ if name.endswith("_B")]
     columns = {name: torch.cat([getattr(pair, name) for pair in pairs]) for name in names}
-    return PairLogps(**columns, axes=tuple(axis for pair in pairs for axis in pair.axes))
+    axes, kinds = (tuple(each for pair in pairs for each in getattr(pair, name)) for name in ("axes", "kinds"))
+    return PairLogps(**columns, axes=axes, kinds=kinds)
 
 
 pairs = st.builds(
@@ -120,6 +122,16 @@ def test_axis_weights_scale_the_preference_of_their_axis() -> None:
     pair = one_pair((-1.0, -2.0), (-1.0, -1.0), (5, 5))
     assert float(erpo_loss(pair, terms).loss) == pytest.approx(3 * float(erpo_loss(pair, TERMS).loss))
     assert float(erpo_loss(replace(pair, axes=("efficiency",)), terms).loss) == 0.0
+
+
+def test_step_weights_scale_the_preference_of_their_step_and_not_its_likelihood() -> None:
+    terms = replace(TERMS, nll_weight=0.0, step_weights=(("assessment", 0.25),))
+    pair = one_pair((-1.0, -2.0), (-1.0, -1.0), (5, 5))
+    aim, whole = replace(pair, kinds=("assessment",)), float(erpo_loss(pair, terms).loss)
+    assert float(erpo_loss(aim, terms).loss) == pytest.approx(0.25 * whole)
+    assert whole == float(erpo_loss(pair, replace(TERMS, nll_weight=0.0)).loss)
+    muted = replace(TERMS, nll_weight=0.5, step_weights=(("assessment", 0.0),))
+    assert float(erpo_loss(aim, muted).loss) == pytest.approx(0.5 * 1.0 / 5)
 
 
 def test_an_axis_without_a_weight_is_refused() -> None:
