@@ -169,12 +169,12 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
     """Split the prompts over the phases.
 
     Rounds take prompts no trace was written for first: siblings of a prompt the policy was taught by heart
-    hardly differ. Every round is half unsafe as far as they last, or its preferences would pull the policy towards
-    refusing or answering as such.
+    hardly differ. Every round is half unsafe, with the same forms on both sides, as far as they last, or its
+    preferences would pull the policy towards refusing or answering as such.
     """
     banned = set(config.prompts.never_sample)
     train = [p for p in prompts if p.split != "test"]
-    order = balanced(train, 0, config.seed)
+    order = spread(train, 0, config.seed)
     teach = balanced(train, config.sft.max_prompts, config.seed, unsafe_share=config.sft.unsafe_share)
     taught = {p.prompt_id for p in teach} if "synth" in config.stages else set()
     fresh = [p for p in order if p.prompt_id not in taught and p.category not in banned]

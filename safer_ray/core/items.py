@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -152,9 +153,25 @@ def balanced(prompts: Sequence[Prompt], limit: int, seed: int, *, unsafe_share: 
 
 
 def alternating(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return unsafe and safe prompts by turns while both last, each kind in its order: every stretch is balanced."""
-    unsafe = [p for p in prompts if p.label == "unsafe"]
-    safe = [p for p in prompts if p.label != "unsafe"]
-    both = min(len(unsafe), len(safe))
-    by_turns = [prompt for pair in zip(unsafe, safe, strict=False) for prompt in pair]
-    return by_turns + unsafe[both:] + safe[both:]
+    """Return unsafe and safe prompts by turns while both last, each kind in its order as far as forms allow.
+
+    An unsafe prompt is followed by the next safe one of its form. Those without such a partner come after all that
+    have one: a stretch with one form on one side only would teach that the form decides.
+    """
+    safe_of: dict[str, deque[Prompt]] = {}
+    for prompt in prompts:
+        if prompt.label != "unsafe":
+            safe_of.setdefault(prompt.form, deque()).append(prompt)
+    paired, alone = list[Prompt](), list[Prompt]()
+    for prompt in prompts:
+        if prompt.label == "unsafe":
+            partners = safe_of.get(prompt.form)
+            if partners:
+                paired += [prompt, partners.popleft()]
+            else:
+                alone.append(prompt)
+    used = {prompt.prompt_id for prompt in paired}
+    left = [prompt for prompt in prompts if prompt.label != "unsafe" and prompt.prompt_id not in used]
+    both = min(len(alone), len(left))
+    by_turns = [prompt for pair in zip(alone, left, strict=False) for prompt in pair]
+    return paired + by_turns + alone[both:] + left[both:]

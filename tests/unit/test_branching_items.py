@@ -160,6 +160,27 @@ def test_prompts_by_turns_are_balanced_in_every_stretch_while_both_kinds_last(
     assert abs(unsafe_there - safe_there) <= 1
 
 
+@LAW
+@given(pools, st.randoms(use_true_random=False), st.integers(0, 20))
+def test_prompts_by_turns_have_the_same_forms_on_both_sides_while_these_last(
+    pool: list[Prompt], rng: random.Random, turns: int
+) -> None:
+    pool = [replace(prompt, form=rng.choice(["question", "code", "roleplay"])) for prompt in pool]
+    mixed = alternating(pool)
+    assert sorted(p.prompt_id for p in mixed) == sorted(p.prompt_id for p in pool)
+    unsafe, safe = (Counter(p.form for p in pool if (p.label == "unsafe") is side) for side in (True, False))
+    partners = (unsafe & safe).total()
+    stretch = mixed[: 2 * min(turns, partners)]
+    assert Counter(p.form for p in stretch[::2]) == Counter(p.form for p in stretch[1::2])
+    assert all((p.label == "unsafe") is (at % 2 == 0) for at, p in enumerate(mixed[: 2 * min(_halves(pool))]))
+    for form in unsafe | safe:
+        for side in (True, False):
+            asked, given_back = (
+                [p for p in some if p.form == form and (p.label == "unsafe") is side] for some in (pool, mixed)
+            )
+            assert given_back == asked, "in order"
+
+
 def test_another_seed_gives_another_choice_of_the_same_shape() -> None:
     pool = toy_prompts(80)
     choices = [[p.prompt_id for p in balanced(pool, 20, seed)] for seed in range(3)]
