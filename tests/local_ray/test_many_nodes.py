@@ -203,16 +203,19 @@ def test_a_node_cut_off_for_a_moment_costs_nothing_and_for_good_only_its_replica
                 with suppress(psutil.NoSuchProcess):
                     process.suspend()
 
-        def for_a_moment() -> None:
-            cut_off()
-            threading.Timer(3.0, reconnect).start()
-
         def reconnect() -> None:
             while cut:
                 with suppress(psutil.NoSuchProcess):
                     cut.pop().resume()
 
+        moment = threading.Timer(3.0, reconnect)
+
+        def for_a_moment() -> None:
+            cut_off()
+            moment.start()
+
         def for_good() -> None:
+            moment.join()  # or it would end this cut, too
             restarts.append(sum(pool.restarts for pool in worlds[0].pools()))
             cut_off()
 
