@@ -63,7 +63,7 @@ def row(name: str, value: float, unit: str, goal: str | None = None, *, n: int, 
         "met": met,
         "n": n,
         "settings": settings,
-        "command": shlex.join(["python", "-m", "benchmarks.soak", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": machine(),
     }
 
