@@ -16,7 +16,7 @@ help: ## list these targets
 install: ## make .venv from the lock file, if it is missing or the lock has changed
 	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' bash scripts/bootstrap.sh
 
-demo: install ## the main job on the embedded model, 25 minutes on 2 cores; ends with runs/demo/report.html
+demo: install ## the main job on the embedded model, 20 to 35 minutes on 2 cores; ends with runs/demo/report.html
 	$(WITH_PATH) $(BIN)/safer-ray run jobs/demo_cpu.yaml --run-dir runs/demo --overwrite
 
 test: $(TIERS:%=test-%) ## all tests; one tier alone: make test-unit, test-contract, test-golden, test-local_ray, test-e2e
@@ -40,7 +40,7 @@ laws: install ## the laws of the unit tests on 1,000 examples each instead of 10
 fuzz: install ## 100,000 made-up inputs for every reader of foreign text (needs: pip install --no-deps atheris)
 	$(BIN)/python -m benchmarks.fuzz
 
-chaos: install ## break 100 runs on fakes and 4 on the real stack on purpose; never timed whole, allow two hours
+chaos: install ## break 100 runs on fakes and 4 on the real stack on purpose; about an hour on 2 cores
 	$(WITH_PATH) $(BIN)/python -m benchmarks.chaos
 
 format: install ## format the code and mend what the linter can

@@ -30,7 +30,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="*", default=list(ROWS), choices=list(ROWS), help="only these rows; the others stay as they are"
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin no row later than this (default 60)")
+    parser.add_argument("--minutes", type=float, default=90.0, help="begin no row later than this (default 90)")
     parser.add_argument("--note", default="", help="a sentence about the machine, kept with the results")
     return parser.parse_args()
 

@@ -17,6 +17,7 @@ from safer_ray.core.items import balanced
 from safer_ray.core.judge_audit import JudgeAudit, LabelledAnswer, Reading, audit_judge, vote
 from safer_ray.core.refusal_lists import LISTS
 from safer_ray.errors import ConfigError
+from safer_ray.prepare import never_sampling
 from safer_ray.prompts import load_prompts
 
 Answers = Sequence[LabelledAnswer]
@@ -96,6 +97,7 @@ def audit_checkpoint(checkpoint: str, job: str, *, prompts: int, overrides: Sequ
 
     config = load_config(find_job(job), [*overrides, f"model.id={checkpoint}"])
     pack = read_pack(config.rules.pack)
+    config = never_sampling(config, pack)
     loaded = load_prompts(config.prompts.sources, max_bad_share=config.prompts.max_bad_share).prompts
     banned = set(config.prompts.never_sample)
     test = [prompt for prompt in loaded if prompt.split == "test" and prompt.category not in banned]

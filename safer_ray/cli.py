@@ -95,21 +95,16 @@ def submit(
     job: JobArg,
     address: Annotated[str, typer.Option(help="the cluster's dashboard, e.g. http://127.0.0.1:8265")],
     run_dir: Annotated[str, typer.Option("--run-dir", help="absolute run directory on storage every node mounts")],
-    working_dir: Annotated[Path, typer.Option(help="sent to the cluster; the job runs in it")] = Path("."),
     set_: SetOpt = None,
+    resume: ResumeOpt = False,
     follow: Annotated[bool, typer.Option(help="follow the job's log until it ends")] = True,
 ) -> None:
-    """Submit a job to a running Ray cluster and follow its log."""
-    from safer_ray.cluster.jobs_api import submit as submit_job
+    """Send this directory to a running Ray cluster, run a job in it and follow its log."""
+    from safer_ray.cluster.jobs_api import job_file, run_command, submit_command
 
-    result = submit_job(
-        job,
-        address=address,
-        working_dir=str(working_dir),
-        run_dir=run_dir,
-        overrides=set_ or (),
-        follow=sys.stdout.write if follow else None,
-    )
+    command = run_command(job_file(job, "."), run_dir=run_dir, overrides=set_ or (), resume=resume)
+    log = sys.stdout.write if follow else None
+    result = submit_command(command, address=address, working_dir=".", follow=log)
     out.print(f"job {result.job_id}: {result.status}")
 
 
@@ -175,11 +170,18 @@ def _run(config: RunConfig, run_dir: Path | None, *, resume: bool, overwrite: bo
     out.print(f"report: {place.root / 'report.html'}", soft_wrap=True)
 
 
+def _set_level(name: str) -> None:
+    try:
+        logging.getLogger("safer_ray").setLevel(name.upper())
+    except ValueError as exc:
+        raise ConfigError(f"SAFER_RAY_LOG={name} is no log level; set DEBUG, INFO, WARNING or ERROR") from exc
+
+
 def main() -> None:
     """Run the command line; a known error is one sentence and exit code 1; Typer makes Ctrl-C exit code 130."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("safer_ray").setLevel(os.environ.get("SAFER_RAY_LOG", "INFO"))
     try:
+        _set_level(os.environ.get("SAFER_RAY_LOG", "INFO"))
         app()
     except SaferRayError as exc:
         err.print(f"error: {exc}", style="red", markup=False, soft_wrap=True)

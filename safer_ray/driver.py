@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from safer_ray.backends.world import World
-from safer_ray.core.events import Event, is_durable
+from safer_ray.core.events import Event, Seal, is_durable
 from safer_ray.core.loop import LoopState, admitted, apply, awaited, submitted, summed
 from safer_ray.core.policies import Limits, Policy
 from safer_ray.errors import ClusterError
@@ -40,6 +40,8 @@ def drive(state: LoopState, world: World, journal: Journal, *, pace: Pace, obser
     heard = time.monotonic()
     while state.current is not None:
         for action in pace.policy(state, pace.limits):
+            if isinstance(action, Seal):
+                journal.flush()  # sealing removes the shards that would tell of items whose lines are not on disk yet
             submitted(state, action)
             world.submit(action)
         event = world.next_event(_POLL_S)

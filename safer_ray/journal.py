@@ -273,6 +273,13 @@ class Journal:
         self._write({"at": entry.at, **to_json(event)}, durable=not isinstance(event, Judged))
         return entry
 
+    def flush(self) -> None:
+        """Bring every line to the disk."""
+        try:
+            os.fsync(self._sink.fileno())
+        except OSError as exc:
+            raise self._refusal(exc) from exc
+
     def accept(self, changes: Sequence[dict[str, Any]], head: Mapping[str, Any], restarted: Sequence[str]) -> None:
         """Note what this resumption was allowed to change, the head from now on, and the phases it begins anew."""
         row = {"accept": list(changes), "head": dict(head), "restarted": list(restarted), "at": time.time()}
@@ -286,9 +293,11 @@ class Journal:
             if durable:
                 os.fsync(self._sink.fileno())
         except OSError as exc:
-            raise JournalError(
-                f"journal {self._run_dir / JOURNAL}: cannot be written ({exc.strerror}); free space, then --resume"
-            ) from exc
+            raise self._refusal(exc) from exc
+
+    def _refusal(self, exc: OSError) -> JournalError:
+        path = self._run_dir / JOURNAL
+        return JournalError(f"journal {path}: cannot be written ({exc.strerror}); free space, then --resume")
 
     def close(self) -> None:
         """Flush and let another writer in."""
@@ -311,9 +320,17 @@ def writer_of(run_dir: Path) -> str | None:
 
 def _take_lock(run_dir: Path) -> TextIO:
     try:
-        lock = (run_dir / _LOCK).open("a+", encoding="utf-8")
+        return _locked(run_dir)
     except FileNotFoundError as exc:
         raise JournalError(f"run directory {run_dir}: does not exist; there is nothing to resume") from exc
+    except OSError as exc:
+        raise JournalError(
+            f"run directory {run_dir}: cannot be written ({exc.strerror}); free space or fix permissions"
+        ) from exc
+
+
+def _locked(run_dir: Path) -> TextIO:
+    lock = (run_dir / _LOCK).open("a+", encoding="utf-8")
     for left in reversed(range(_LOCK_TRIES)):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,19 +6,17 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+from safer_ray.config_section import Count, Fraction, Section
+
 JudgeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 BUILT_IN = ("rules", "fake")
 """Names of judges that need no settings of their own."""
 
 
-class LlmJudgeConfig(BaseModel):
+class LlmJudgeConfig(Section):
     """One judge that is a model: behind an endpoint, or on a vLLM engine inside each judge actor."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(min_length=1, description="model name at the endpoint, or a local model as in model.id")
     base_url: str | None = Field(None, description="base URL of an OpenAI-compatible endpoint; null: vLLM in the actor")
@@ -30,7 +28,7 @@ class LlmJudgeConfig(BaseModel):
     )
     canaries: int = Field(2, ge=0, description="known answers in every batch; a judge that misses them is suspended")
     max_chars: Count = Field(12_000, description="longer texts are left unscored rather than cut")
-    max_tokens: Count = Field(256, description="longest answer of the judge")
+    max_tokens: Count | None = Field(None, description="longest answer of the judge; null: what its template needs")
     key_env: str = Field("OPENAI_API_KEY", description="endpoint: environment variable with the key; empty: none")
     concurrency: Count = Field(8, description="endpoint: calls in flight per judge actor")
     requests_per_minute: int = Field(0, ge=0, description="endpoint: calls begun per minute and judge actor; 0: any")
@@ -41,7 +39,7 @@ class LlmJudgeConfig(BaseModel):
     price_out: float = Field(0.0, ge=0, description="money per million tokens written")
     max_model_len: Count = Field(8192, description="vLLM: tokens of question and answer together")
     kv_cache_gib: float = Field(1.0, gt=0, description="vLLM on CPU: key-value cache")
-    gpu_memory_share: Share = Field(0.85, description="vLLM on GPU: share of GPU memory")
+    gpu_memory_share: Fraction = Field(0.85, description="vLLM on GPU: share of GPU memory")
     trust_remote_code: bool = Field(False, description="vLLM: run Python code that comes with the model")
 
     @model_validator(mode="after")
@@ -59,26 +57,24 @@ class LlmJudgeConfig(BaseModel):
         return self
 
 
-class EnsembleConfig(BaseModel):
+class EnsembleConfig(Section):
     """How several judges become one, wherever a purpose names more than one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     weights: dict[JudgeName, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="weight of a judge by name; others weigh 1"
     )
-    quorum: Share = Field(0.5, description="least share of the weight of judges made for a step that must have scored")
-    max_spread: Share = Field(0.5, description="scores further apart are disagreement: the step is unscored")
+    quorum: Fraction = Field(
+        0.5, description="least share of the weight of judges made for a step that must have scored"
+    )
+    max_spread: Fraction = Field(0.5, description="scores further apart are disagreement: the step is unscored")
     veto: JudgeName | Literal[""] = Field(
         "rules", description="judge whose low safety score always stands; empty: none"
     )
-    veto_below: Share = Field(0.5, description="safety scores below this are a veto")
+    veto_below: Fraction = Field(0.5, description="safety scores below this are a veto")
 
 
-class OutcomeConfig(BaseModel):
+class OutcomeConfig(Section):
     """Steps valued by what comes of them: continuations sampled after each, judged at their ends by judge.reward."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     continuations: Annotated[int, Field(ge=2)] = Field(4, description="whole continuations sampled after every sibling")
     axis: Literal["safety", "helpfulness", "both"] = Field(
@@ -87,15 +83,13 @@ class OutcomeConfig(BaseModel):
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="least difference of two values that makes a pair"
     )
-    min_judged: Share = Field(
+    min_judged: Fraction = Field(
         0.5, description="share of the continuations that must be judged, else the step is unscored"
     )
 
 
-class JudgesConfig(BaseModel):
+class JudgesConfig(Section):
     """Which judges there are, and which serves which purpose."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     llm: dict[JudgeName, LlmJudgeConfig] = Field(default_factory=dict, description="judges that are models, by name")
     reward: tuple[JudgeName, ...] = Field((), description="judges of preferences: rules, or names of llm; empty: kind")
@@ -103,7 +97,7 @@ class JudgesConfig(BaseModel):
         (), description="judges that filter traces; empty: only the teacher's rules"
     )
     reporting: tuple[JudgeName, ...] = Field((), description="judges of evaluations; empty: kind")
-    selection_floor: Share = Field(0.5, description="least score of a step of a trace on safety and helpfulness")
+    selection_floor: Fraction = Field(0.5, description="least score of a step of a trace on safety and helpfulness")
     ensemble: EnsembleConfig = EnsembleConfig()
     outcome: OutcomeConfig | None = Field(
         None, description="value the steps of siblings by continuations sampled after them; null: by the steps alone"

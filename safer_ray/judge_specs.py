@@ -12,6 +12,7 @@ from safer_ray.backends.endpoint import EndpointSpec
 from safer_ray.backends.ensemble_judge import EnsembleJudgeSpec, Member
 from safer_ray.backends.fake import FakeJudgeSpec
 from safer_ray.backends.judge_cache import user_cache_path
+from safer_ray.backends.judge_templates import template_for
 from safer_ray.backends.llm_judge import LlmJudgeSpec, Prices
 from safer_ray.backends.outcome_judge import OutcomeJudgeSpec
 from safer_ray.backends.rule_judge import RuleJudgeSpec
@@ -84,7 +85,7 @@ def _llm_judge(config: RunConfig, section: LlmJudgeConfig, run_dir: RunDir | Non
         asker=_asker(config, section),
         model=section.model,
         pack=config.rules.pack,
-        template="" if section.template == "auto" else section.template,
+        template=_template_name(section),
         pairwise=section.mode == "pairwise",
         canaries=section.canaries,
         max_chars=section.max_chars,
@@ -94,11 +95,16 @@ def _llm_judge(config: RunConfig, section: LlmJudgeConfig, run_dir: RunDir | Non
     )
 
 
+def _template_name(section: LlmJudgeConfig) -> str:
+    return "" if section.template == "auto" else section.template
+
+
 def _asker(config: RunConfig, section: LlmJudgeConfig) -> AskerSpec:
+    max_tokens = section.max_tokens or template_for(section.model, _template_name(section)).max_tokens
     if section.base_url is None:
         return VllmAskerSpec(
             model=section.model,
-            max_tokens=section.max_tokens,
+            max_tokens=max_tokens,
             max_model_len=section.max_model_len,
             kv_cache_gib=section.kv_cache_gib,
             gpu_memory_share=section.gpu_memory_share,
@@ -114,7 +120,7 @@ def _asker(config: RunConfig, section: LlmJudgeConfig) -> AskerSpec:
         deadline_s=section.deadline_s,
         max_tries=section.max_tries,
         temperature=0.0,
-        max_tokens=section.max_tokens,
+        max_tokens=max_tokens,
         requests_per_minute=section.requests_per_minute,
         outage_s=section.outage_s,
     )

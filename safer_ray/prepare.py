@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import time
@@ -30,11 +31,15 @@ logger = logging.getLogger(__name__)
 SCALE: Any = {
     "loop": set(LoopConfig.model_fields) - {"policy", "max_lag"},
     "cluster": True,
+    "track": True,
     "sampler": {"replicas", "elastic", "resources", "threads"},
     "judge": {"replicas", "elastic", "resources"},
     "learner": {"resources", "threads"},
 }
-"""Parts of the config that change how fast a run goes, not what it computes: a resumed run may change them."""
+"""Parts of the config that change how fast a run goes or what it shows, not what it computes.
+
+A resumed run may change them.
+"""
 _END_BYTES = 1 << 16
 
 
@@ -57,6 +62,8 @@ def prepare(config: RunConfig) -> Preparation:
         ConfigError, DataError, RulePackError: for whatever could not run.
     """
     pack = read_pack(config.rules.pack)
+    _require_known(config, pack)
+    config = never_sampling(config, pack)
     prompts = load_prompts(config.prompts.sources, max_bad_share=config.prompts.max_bad_share)
     unknown = sorted({p.category for p in prompts.prompts} - set(pack.rules) - {NO_RULE})
     if unknown:
@@ -64,7 +71,6 @@ def prepare(config: RunConfig) -> Preparation:
             f"prompts name the categories {', '.join(unknown)}, which rule pack {pack.name} does not have; "
             "add the rules or map the column with prompts.sources[].columns"
         )
-    _require_known(config, pack)
     texts = _evaluation_texts(config)
     above = config.prompts.decontaminate_above
     paraphrases = partial(find_paraphrases, at_least=above) if above is not None else None
@@ -89,7 +95,7 @@ def prepare(config: RunConfig) -> Preparation:
 
 
 def _require_known(config: RunConfig, pack: RulePack) -> None:
-    """Refuse a category to keep from models that no rule has, and traces that are not there.
+    """Refuse a category to keep from models that no rule has, and traces or a tracker that are not there.
 
     Raises:
         ConfigError: a misspelt id would let its prompts through.
@@ -106,6 +112,18 @@ def _require_known(config: RunConfig, pack: RulePack) -> None:
         raise ConfigError(
             f"sft.traces: {traces} is not there; name the traces/sft.arrow of a run, or add synth to stages"
         )
+    if config.track == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("track: tensorboard is not installed; pip install tensorboard, or set track=none")
+
+
+def never_sampling(config: RunConfig, pack: RulePack) -> RunConfig:
+    """Return the config with every rule that its pack marks ``never_sample`` in ``prompts.never_sample``, too."""
+    named = config.prompts.never_sample
+    more = tuple(rule.rule_id for rule in pack.rules.values() if rule.never_sample and rule.rule_id not in named)
+    # The default names a rule that this pack may not have.
+    known = tuple(rule_id for rule_id in named if rule_id in pack.rules or rule_id == NO_RULE)
+    prompts = config.prompts.model_copy(update={"never_sample": (*known, *more)})
+    return config.model_copy(update={"prompts": prompts}) if more else config
 
 
 def _evaluation_texts(config: RunConfig) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from safer_ray.backends.base import BatchReport, LearnerSpec
 from safer_ray.backends.failed_batch import CHECKPOINT, FailedBatch, failed_folders, read_batch
 from safer_ray.config import RunConfig
 from safer_ray.config_file import load_config
-from safer_ray.errors import LearnerError
+from safer_ray.errors import LearnerError, boundary
 from safer_ray.rundir import RunDir
 from safer_ray.specs import learner_spec
 
@@ -55,7 +55,8 @@ def replay_batch(run_dir: RunDir, folder: Path) -> Replay:
         rank=0, world_size=1, master=f"127.0.0.1:{_free_port()}"
     )
     try:
-        return Replay(folder=folder, batch=batch, report=learner.examine(str(folder)))
+        with boundary(LearnerError, f"replay of {folder}"):
+            return Replay(folder=folder, batch=batch, report=learner.examine(str(folder)))
     finally:
         learner.close()
 

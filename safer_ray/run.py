@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -36,11 +35,13 @@ from safer_ray.records import Prompt
 from safer_ray.report import write_report
 from safer_ray.resume import journalled_shards
 from safer_ray.run_journal import open_journal
+from safer_ray.run_log import log_to
 from safer_ray.rundir import RunDir
 from safer_ray.specs import curation_of, fleet_of, round_facts, train_task
 from safer_ray.status_file import StatusWriter
 from safer_ray.summary import MemoryPeak, summarise, write_summary
 from safer_ray.tables import to_table, write_table, write_whole
+from safer_ray.tracking import tracked
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +80,18 @@ def execute(
     config = prep.config
     record = _Record(prep=prep, run_dir=run_dir, state=state, extra={})
 
-    def note(state: LoopState, event: Event, at: float) -> None:
-        if isinstance(event, Trained):
-            _drop_older_states(run_dir, prep.phases, event.phase)
-        observe(state, event, at)
-
     with ExitStack() as stack:
+        stack.enter_context(_sigterm_as_before())
         stack.callback(journal.close)
-        stack.enter_context(_log_to(run_dir.log))
+        stack.enter_context(log_to(run_dir.log))
+        track = stack.enter_context(tracked(run_dir.curves, config.track))
+
+        def note(state: LoopState, event: Event, at: float) -> None:
+            if isinstance(event, Trained):
+                _drop_older_states(run_dir, prep.phases, event.phase)
+            track(state, event, at)
+            observe(state, event, at)
+
         stack.callback(record.conclude)
         with boundary(JournalError, f"run directory {run_dir.root}: cannot be written; free space or fix permissions"):
             _write_inputs(prep, run_dir)
@@ -98,7 +103,7 @@ def execute(
             return
         stack.callback(sweep_weights)
         stack.enter_context(ray_session(config.cluster.address, config.cluster.object_store_mib))
-        stack.enter_context(_terminated_like_interrupted())
+        _terminated_like_interrupted()
         world = make_world(prep, run_dir, record.state)
         stack.callback(world.close)
         status = StatusWriter(record.state, run_dir.status, partial(_workers, world))
@@ -114,7 +119,9 @@ def _pace(config: RunConfig) -> Pace:
     return Pace(
         policy=POLICIES[config.loop.policy],
         limits=Limits(max_in_flight=config.loop.max_in_flight, max_tries=config.loop.max_tries),
-        silence_s=config.loop.start_deadline_s + config.loop.call_deadline_s,
+        # The longest a driver hears nothing while all goes by its deadlines: a rank that does not answer, the placement
+        # and start of its successor, its weights laid out anew, its reference log-probs and its first step.
+        silence_s=2 * config.loop.start_deadline_s + 4 * config.loop.call_deadline_s,
     )
 
 
@@ -191,17 +198,23 @@ def _require_known_reference(config: RunConfig, trained: Sequence[Phase]) -> Non
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM stop the run as Ctrl-C does: job managers send it, and the handler Ray installs aborts on it."""
+def _sigterm_as_before() -> Iterator[None]:
+    """Put back, once all is over, whatever SIGTERM did before the body."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        # None: the handler was not Python's own, it is Ray's, whose cluster is left now
+        # None: the handler was not Python's own, it is that of a Ray session that was there before
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _terminated_like_interrupted() -> None:
+    """Let SIGTERM stop the run as Ctrl-C does: job managers send it, and the handler Ray installs aborts on it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -226,22 +239,9 @@ def _uninterrupted_end() -> Iterator[None]:
             signal.signal(signal.SIGTERM, lambda *_: None)
 
 
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Keep what this package logs in the run directory as well, resumed runs appended."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    ours = logging.getLogger("safer_ray")
-    ours.addHandler(handler)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        handler.close()
-
-
 def _write_inputs(prep: Preparation, run_dir: RunDir) -> None:
     """Write what the run was given: config, prompts, and the rows that were skipped."""
+    run_dir.scale_order.unlink(missing_ok=True)  # what nobody withdrew was meant for an earlier driver
     write_whole((prep.config.model_dump_json(indent=1) + "\n").encode(), run_dir.config)
     write_table(to_table(prep.prompts.prompts, Prompt), run_dir.prompts)
     for row in prep.prompts.bad_rows:

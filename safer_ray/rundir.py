@@ -58,6 +58,11 @@ class RunDir:
         return self.root / "reference_logprobs"
 
     @property
+    def curves(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
     def scale_order(self) -> Path:
         """How many replicas somebody wants, JSON; gone once the driver has read it."""
         return self.root / "scale.order.json"

@@ -31,7 +31,7 @@ from safer_ray.cluster.replica import Patience
 from safer_ray.cluster.serving import Crew
 from safer_ray.cluster.training import LearnerPlan
 from safer_ray.cluster.world import Fleet
-from safer_ray.config import ElasticConfig, OptimConfig, Resources, RunConfig
+from safer_ray.config import ElasticConfig, Resources, RunConfig
 from safer_ray.config_file import default_threads
 from safer_ray.core.curation import Curation
 from safer_ray.core.decontamination import banned_runs
@@ -41,6 +41,7 @@ from safer_ray.core.rule_text import student_system_prompt
 from safer_ray.core.scaling import ElasticRule
 from safer_ray.judge_specs import judge_for, judge_threads, pairing_ahead, reward_judge, selection_spec
 from safer_ray.rundir import RunDir
+from safer_ray.stage_config import OptimConfig
 
 _VLLM_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
@@ -287,7 +288,7 @@ def train_task(config: RunConfig, phase: Phase, run_dir: RunDir) -> TrainTask:
             beta=section.beta,
             alpha=section.alpha,
             nll_weight=section.nll_weight,
-            axis_weights=tuple(sorted(section.axis_weights.items())),
+            axis_weights=tuple(sorted((dict(LossSettings().axis_weights) | section.axis_weights).items())),
             step_weights=tuple(section.step_weights.items()),
             prompt_weighting=section.prompt_weighting,
         ),

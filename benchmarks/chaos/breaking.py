@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.chaos import local
 from benchmarks.chaos.faults import Fault, Kind
-from benchmarks.chaos.stage import Driver, SmallDisk, Stage, workers
+from benchmarks.chaos.stage import Driver, SmallDisk, Stage, last_words, workers
 from safer_ray.journal import JOURNAL
 
 _POLL_S = 0.01
@@ -104,7 +104,7 @@ class Breaker:
         if self._driver.code not in (0, -signal.SIGKILL) and self._output.exists():
             text = self._output.read_text(encoding="utf-8", errors="replace")
             self._result.tracebacks += "Traceback (most recent call last)" in text
-            self._result.said.append((text.strip().splitlines() or [""])[-1][:300])
+            self._result.said.append(last_words(text, self._disk.root))
         with suppress(FileNotFoundError):
             self._output.unlink()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.chaos.ledger import Ledger, read_ledger
 from benchmarks.chaos.results import Keep
-from benchmarks.chaos.stage import Driver, marked_environment, marked_processes, shared_memory, workers
+from benchmarks.chaos.stage import Driver, last_words, marked_environment, marked_processes, shared_memory, workers
 from benchmarks.chaos.tally import Tally, left_after
 from safer_ray.config import RunConfig
 from safer_ray.journal import JOURNAL
@@ -80,7 +80,7 @@ def _carry_out(job: Path, root: Path, fault: Break | None) -> tuple[int, bool, l
             return drivers, happened, said
         driver.kill()
         text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
-        said.append((text.strip().splitlines() or [""])[-1][:300])
+        said.append(last_words(text, root))
     return _MOST_DRIVERS + 1, happened, said
 
 

@@ -158,6 +158,16 @@ class Driver:
         self._process.join(30)
 
 
+def last_words(text: str, root: Path) -> str:
+    """Return the last line of what a driver wrote, without the folder its run directory lies in.
+
+    Of a traceback also where it was raised: the line alone does not tell.
+    """
+    lines = text.replace(f"{root.parent}{os.sep}", "").strip().splitlines() or [""]
+    places = [line.split(os.sep)[-1].replace('"', "") for line in lines if line.startswith('  File "')]
+    return " at ".join([lines[-1][:300], *places[-1:]])
+
+
 def command_line(words: list[str], output: str) -> None:
     """Be the command line; ``output`` takes what it writes."""
     sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -46,6 +46,8 @@ def initialize(policy: LogprobModel, config: dict[str, Any]) -> Any:
     import deepspeed
     import torch
 
+    from safer_ray.backends.bf16_step import update_in_parts
+
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     if not trained:
         raise ModelError("learner: nothing in the model can be trained; check lora_rank")
@@ -58,6 +60,7 @@ def initialize(policy: LogprobModel, config: dict[str, Any]) -> Any:
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, weight_decay=0.0, fused=True)
     engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config, dist_init_required=False)
+    update_in_parts(engine)
     return engine
 
 
@@ -66,6 +69,11 @@ def reset_optimizer(engine: Any, optim: OptimSettings) -> None:
     wrapped = engine.optimizer
     inner = wrapped.optimizer if hasattr(wrapped, "optimizer") else wrapped
     inner.state.clear()
+    if hasattr(wrapped, "_hp_optimizer_states_linked"):  # ZeRO 1 and 2 keep views of the moments, and so the moments
+        for parameter in (p for group in wrapped.bit16_groups for p in group):
+            if parameter._hp_mapping is not None:
+                parameter._hp_mapping.optim_fragment = {}
+        wrapped._hp_optimizer_states_linked = False
     for group in wrapped.param_groups:
         group["weight_decay"] = optim.weight_decay if group["decays"] else 0.0
     # DeepSpeed reads the limit from its config for plain fp32, and from the wrapper it copied it to otherwise.

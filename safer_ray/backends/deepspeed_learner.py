@@ -102,7 +102,7 @@ class DeepSpeedLearner:
         if spec.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = initialize(self._policy, config)
-        self._reference = ReferenceWeights(self._policy)
+        self._reference = ReferenceWeights(self._policy, self._engine.empty_partition_cache)
         self._stage: Stage | None = None
         self._step = 0
         self._failed = False
@@ -298,13 +298,11 @@ class DeepSpeedLearner:
 
     def _update(self) -> float:
         """Apply the accumulated gradients and return their norm before clipping; not finite if nothing was applied."""
-        import torch
+        from safer_ray.backends.bf16_step import total_norm
 
         norm = None
         if self._spec.zero_stage == 0 and self._spec.dtype == "fp32":  # DeepSpeed keeps no norm of plain fp32
-            norm = float(
-                torch.nn.utils.get_total_norm([p.grad for p in self._policy.parameters() if p.grad is not None])
-            )
+            norm = float(total_norm([p.grad for p in self._policy.parameters() if p.grad is not None]))
             if not math.isfinite(norm):
                 return norm
         self._engine.step()

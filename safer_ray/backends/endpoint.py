@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import threading
@@ -166,22 +167,28 @@ class Endpoint:
         return reply
 
     def _try_through_outages(self, question: Question, rng: random.Random) -> Reply:
-        """Ask until there is an answer or a refusal; an endpoint that is down is waited for, ``outage_s`` at most."""
-        tries = 0
+        """Ask until there is an answer or a refusal; an endpoint that is down is waited for, ``outage_s`` at most.
+
+        So is one that answers everything but this question.
+        """
+        tries, end_s = 0, math.inf
         while True:
             self._outage.wait()
             reply = self._try_until_deadline(question, rng)
             tries += reply.tries
             if not reply.unreachable:
                 self._outage.over()
-            if not reply.unreachable or not self._outage.may_wait(self.name):
-                return replace(reply, tries=tries)
+                break
+            end_s = min(end_s, time.monotonic() + self._spec.outage_s)
+            if not self._outage.may_wait(self.name) or time.monotonic() >= end_s:
+                break
+        return replace(reply, tries=tries)
 
     def _try_until_deadline(self, question: Question, rng: random.Random) -> Reply:
         spec = self._spec
+        self._pace.wait()  # our own pace is no fault of the endpoint's, so its deadline begins after it
         end_s, error, down = time.monotonic() + spec.deadline_s, "", False
         for tries in range(1, spec.max_tries + 1):
-            self._pace.wait()
             try:
                 reply = self._try_once(question, timeout_s=max(0.001, end_s - time.monotonic()))
                 return replace(reply, tries=tries)
@@ -194,6 +201,7 @@ class Endpoint:
             if tries == spec.max_tries or time.monotonic() + wait_s >= end_s:
                 break
             time.sleep(wait_s)
+            self._pace.wait()
         logger.warning("endpoint gave up question=%s tries=%d error=%s", question.question_id, tries, error)
         said = f"{error}, {tries} tries"
         return Reply(question_id=question.question_id, text=None, error=said, tries=tries, unreachable=down)

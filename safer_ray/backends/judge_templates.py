@@ -230,6 +230,6 @@ _ALL = (
 TEMPLATES: dict[str, JudgeTemplate] = {template.name: template for template in _ALL}
 
 
-def template_for(model: str) -> JudgeTemplate:
-    """Return the template of a model id; what no family claims is asked with the generic rubric."""
-    return next(template for template in _ALL if re.search(template.models, model.lower()))
+def template_for(model: str, name: str = "") -> JudgeTemplate:
+    """Return the template of that name, or without one of a model id: what no family claims has the generic rubric."""
+    return TEMPLATES[name] if name else next(template for template in _ALL if re.search(template.models, model.lower()))

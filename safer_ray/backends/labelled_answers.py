@@ -30,7 +30,7 @@ def read_answers(path: Path = SHIPPED_ANSWERS) -> list[LabelledAnswer]:
         DataError: naming file, line and what is wrong; also if there are no rows, or two with one id.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which JSON may hold
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"labelled answers {path}: cannot be read as UTF-8 text ({exc}); check the path") from exc
     found: dict[str, LabelledAnswer] = {}
@@ -49,7 +49,7 @@ def read_answers(path: Path = SHIPPED_ANSWERS) -> list[LabelledAnswer]:
 def _row(line: str, where: str) -> LabelledAnswer:
     try:
         row: Any = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise DataError(f"{where}: not JSON ({exc}); write one object per line") from exc
     bad = [name for name in _TEXT_FIELDS if not isinstance(row, dict) or not isinstance(row.get(name), str)]
     if bad:

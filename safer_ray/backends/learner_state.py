@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from safer_ray.backends.bf16_step import master_of
 from safer_ray.backends.checkpoint import POLICY, REFERENCE, RNG, STATE
 from safer_ray.backends.weights import gather_state
 from safer_ray.errors import LearnerError, boundary
@@ -92,7 +93,8 @@ def _full_precision(parameter: torch.nn.Parameter) -> torch.Tensor:
     """Return a whole parameter as the optimiser holds it, in fp32; a collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    found: torch.Tensor | None = safe_get_full_fp32_param(parameter)
+    found: torch.Tensor | None = master_of(parameter)
+    found = safe_get_full_fp32_param(parameter) if found is None else found.detach()
     whole = parameter.detach().float() if found is None else found
     return whole.reshape(getattr(parameter, "ds_shape", parameter.shape))
 
@@ -163,7 +165,10 @@ def _set_full_precision(parameter: Any, whole: torch.Tensor, rank: int) -> None:
             safe_set_local_fp32_param(parameter, shard.to(parameter.ds_tensor.device))
         else:
             parameter.data.copy_(shard)
-            safe_set_full_fp32_param(parameter, whole.to(parameter.device))
+            if (master := master_of(parameter)) is not None:
+                master.copy_(whole)
+            else:
+                safe_set_full_fp32_param(parameter, whole.to(parameter.device))
 
 
 __all__ = ["LearnerState", "collect_state", "restore_state", "shard_of", "trained_parameters"]

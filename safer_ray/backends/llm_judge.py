@@ -19,7 +19,7 @@ from safer_ray.backends.judge_canaries import Canary, CanaryWatch
 from safer_ray.backends.judge_cases import Slot, slots_of, verdict_of
 from safer_ray.backends.judge_parsers import JudgeAnswer, Parser, parse_class, parse_order
 from safer_ray.backends.judge_rubric import JudgeCase, JudgeForm, conversation_text
-from safer_ray.backends.judge_templates import TEMPLATES, JudgeTemplate, class_form, order_form, template_for
+from safer_ray.backends.judge_templates import JudgeTemplate, class_form, order_form, template_for
 from safer_ray.backends.judge_usage import MICRO, Ledger
 from safer_ray.backends.rule_judge import RuleJudge, RuleJudgeSpec
 from safer_ray.backends.rule_packs import read_pack
@@ -82,7 +82,7 @@ class LlmJudge:
         self._pack = pack
         self._asker = asker
         self._cache = cache
-        self._template: JudgeTemplate = TEMPLATES[spec.template] if spec.template else template_for(spec.model)
+        self._template: JudgeTemplate = template_for(spec.model, spec.template)
         self._watch = CanaryWatch(spec.canaries)
         self._rules = RuleJudge(pack, RuleJudgeSpec(pack=spec.pack))
         self._secret = f"nonce/{spec.seed}/{pack.content_hash}"
@@ -285,7 +285,8 @@ class LlmJudge:
 
     def _with_ruling(self, task: JudgeTask, outcome: Outcome, ruling: Ruling) -> Outcome:
         """Take refusal class and compliance from the ruling; what the judge does not say stays as read by rule."""
-        if ruling.kind == "abstain" and task.prompt.label == "safe" and not self._template.classes:
+        says_refusals = self._template.classes or self._template.name == "rubric"
+        if ruling.kind == "abstain" and task.prompt.label == "safe" and not says_refusals:
             return outcome
         if ruling.score is None:
             who = f"judge {self.name}: no verdict on the answer to {outcome.prompt_id}"

@@ -73,7 +73,9 @@ class LogprobModel(torch.nn.Module):
         ).last_hidden_state[0]
         hidden_LC = hidden_TC.index_select(0, row.source_L)
         vocabulary = self.model.config.vocab_size
-        if not torch.is_grad_enabled() or hidden_LC.shape[0] * vocabulary > KEPT_LOGITS:
+        # Under ZeRO-3 each call of the output layer is a collective, so every rank makes one, whatever its pack.
+        sharded = hasattr(self.model.get_output_embeddings().weight, "ds_id")
+        if not sharded and (not torch.is_grad_enabled() or hidden_LC.shape[0] * vocabulary > KEPT_LOGITS):
             rows = max(1, CHUNK_LOGITS // vocabulary)
             chunks = zip(torch.split(hidden_LC, rows), torch.split(row.target_L, rows), strict=True)
             return torch.cat([checkpoint(self._head, *chunk, use_reentrant=False) for chunk in chunks])

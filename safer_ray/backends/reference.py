@@ -5,7 +5,7 @@ Tensors have the shapes of their parameters, or of their ZeRO-3 shards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,11 +21,13 @@ class ReferenceWeights:
 
     ``fixed``: as they were when the first stage that has a reference began. ``previous_round``: as they are when
     a stage begins. ``ema``: an exponential average of the weights at the begin of the stages so far.
-    Frozen parameters (below LoRA adapters) are the same in every policy and are not copied.
+    Frozen parameters (below LoRA adapters) are the same in every policy and are not copied. ``forget_gathered`` drops
+    whole parameters that ZeRO-3 keeps from the last pass for the next one: they would be those of another policy.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, forget_gathered: Callable[[], None]) -> None:
         self._module = module
+        self._forget_gathered = forget_gathered
         self._snapshots: dict[str, list[torch.Tensor]] = {}
 
     def begin_stage(self, policy: ReferencePolicy) -> None:
@@ -64,9 +66,11 @@ class ReferenceWeights:
         shards, kept = self._shards(), self._copies()
         try:
             self._write(shards, self._snapshots[policy])
+            self._forget_gathered()
             yield
         finally:
             self._write(shards, kept)
+            self._forget_gathered()
 
     def copies(self) -> list[torch.Tensor]:
         """Return this rank's shards of the trained weights as they are now."""
@@ -75,6 +79,7 @@ class ReferenceWeights:
     def put_back(self, copies: list[torch.Tensor]) -> None:
         """Give the trained weights the values they had."""
         self._write(self._shards(), copies)
+        self._forget_gathered()
 
     def _shards(self) -> list[torch.Tensor]:
         trained = (parameter for parameter in self._module.parameters() if parameter.requires_grad)

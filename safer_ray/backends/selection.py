@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safer_ray.backends.base import Judge, JudgeSpec, JudgeTask, TeachResult
 from safer_ray.backends.ensemble_judge import build_judge
-from safer_ray.records import Prompt, Rollout, TraceExample, Verdict
+from safer_ray.core.trace import STEP_STOPS
+from safer_ray.records import STEP_KINDS, Prompt, Rollout, Step, TraceExample, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,13 @@ class Selection:
         return f"the selection judge scores {low[0]} below {self.floor:g}" if low else ""
 
 
+def _closed(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Return the steps as a judge reads them: one that is only taught up to its judgement has its closing tag."""
+    last = steps[-1]
+    stop = STEP_STOPS[STEP_KINDS.index(last.kind)]
+    return steps if last.text.rstrip().endswith(stop) else (*steps[:-1], replace(last, text=last.text + stop))
+
+
 def _as_task(prompt: Prompt, example: TraceExample) -> JudgeTask:
     rollout = Rollout(
         rollout_id=example.example_id,
@@ -63,7 +71,7 @@ def _as_task(prompt: Prompt, example: TraceExample) -> JudgeTask:
         prefix_ids=(),
         completion_ids=example.completion_ids,
         logprobs=(),
-        steps=example.steps,
+        steps=_closed(example.steps),
         finish="stop",
     )
     return JudgeTask(prompt=prompt, rollout=rollout)

@@ -44,11 +44,14 @@ class Style:
 
     ``terse_share`` of the steps are terse, drawn step by step: shorter siblings exist at every prefix.
     ``judges_first`` puts topic and aim before what is asked, so that a trace cut after its judgement is short.
+    ``quotes_decoded`` says whether words of a disguised prompt are quoted. A model that cannot decode copies letters
+    instead, and loses closing tags among them; for it such traces speak of topic and aim only, and are never terse.
     """
 
     registers: dict[Register, Wording]
     terse_share: float
     judges_first: bool
+    quotes_decoded: bool
     decoded: Phrases
     reason_unsafe: Phrases
     reason_safe: Phrases
@@ -235,6 +238,7 @@ VARIED = Style(
     registers={"full": FULL, "terse": TERSE},
     terse_share=0.45,
     judges_first=False,
+    quotes_decoded=True,
     decoded=DECODED,
     reason_unsafe=REASON_UNSAFE,
     reason_safe=REASON_SAFE,
@@ -277,6 +281,7 @@ PLAIN = Style(
     },
     terse_share=0.35,
     judges_first=True,
+    quotes_decoded=False,
     decoded=("Decoded from {encoding}.",),
     reason_unsafe=("it asks for help {intent}", "an answer would help someone {help}"),
     reason_safe=("it is {near}",),
@@ -323,6 +328,14 @@ REFUSALS: dict[GistKind, Phrases] = {
         "I can't help with this: {act}.",
     ),
 }
+UNQUOTED_REFUSALS: Phrases = (
+    "I can't help with this.",
+    "I won't help with this.",
+    "I'm sorry, but I can't help with this.",
+    "Sorry, I can't answer this.",
+    "I'm not able to help with this.",
+    "I have to decline this.",
+)
 OFFERS: Phrases = (
     "I can {offer} instead.",
     "What I can do is {offer}.",

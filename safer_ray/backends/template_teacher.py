@@ -183,9 +183,13 @@ class TemplateTeacher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Facts:
-    """What one trace speaks of, with the slots of all frames filled but ``reason`` and ``why``."""
+    """What one trace speaks of, with the slots of all frames filled but ``reason`` and ``why``.
+
+    ``quoted`` says whether it may speak in words of the prompt.
+    """
 
     gist: Gist
+    quoted: bool
     rule: Rule | None
     unsafe: bool
     careful: bool
@@ -220,8 +224,9 @@ class TraceWriter:
         rule = self.pack.rules.get(prompt.category)
         unsafe = prompt.label == "unsafe"
         intent, near, words = self._reading(text, rule, unsafe)
+        quoted = said.encoding is None or self.style.quotes_decoded
         slots = {
-            "topic": " and ".join(_topic(said.keywords, words, rng)),
+            "topic": " and ".join(_topic(said.keywords if quoted else (), words, rng)),
             "intent": intent,
             "help": intent.removeprefix("to "),
             "near": near,
@@ -234,7 +239,7 @@ class TraceWriter:
         }
         light = any(word in near for word in _LIGHT_READINGS)
         careful = rule is not None and rule.action in ("comply_care", "refuse_support") and not light
-        return _Facts(gist=said, rule=rule, unsafe=unsafe, careful=careful, slots=slots)
+        return _Facts(gist=said, quoted=quoted, rule=rule, unsafe=unsafe, careful=careful, slots=slots)
 
     def _reading(self, text: str, rule: Rule | None, unsafe: bool) -> tuple[str, str, tuple[str, ...]]:
         """Return (intent, near, words that point there); one of the first two is empty."""
@@ -246,24 +251,24 @@ class TraceWriter:
         return ("", match.phrase, match.words) if match else ("", phrases.EVERYDAY, ())
 
     def _assessment(self, facts: _Facts, rng: random.Random) -> str:
-        wording = self._wording(rng)
+        wording = self._wording(facts, rng)
         ask = escape_tags(shorten(facts.gist.third, wording.ask_words))
         tone = phrases.TONE_UNSAFE if facts.unsafe else phrases.TONE_SAFE
+        asked = [rng.choice(wording.ask[facts.gist.kind])] if facts.quoted else []
         # The topic comes before the intent: which rule is near is easier to tell than whether it is violated.
-        parts = [rng.choice(wording.ask[facts.gist.kind]), rng.choice(wording.topic), rng.choice(wording.intent)]
-        if self.style.judges_first:
-            parts.append(parts.pop(0))
+        judged = [rng.choice(wording.topic), rng.choice(wording.intent)]
+        parts = judged + asked if self.style.judges_first else asked + judged
         if facts.gist.encoding:
             parts.insert(0, rng.choice(self.style.decoded))
         return " ".join(part.format(ask=ask, tone=tone, **facts.slots) for part in parts)
 
     def _verification(self, facts: _Facts, rng: random.Random) -> str:
-        wording = self._wording(rng)
+        wording = self._wording(facts, rng)
         frames = wording.violated if facts.unsafe else wording.near if facts.rule else wording.clear
         return rng.choice(frames).format(reason=self._reason(facts, rng), **facts.slots)
 
     def _calibration(self, facts: _Facts, rng: random.Random) -> str:
-        wording = self._wording(rng)
+        wording = self._wording(facts, rng)
         why = rng.choice(self.style.why).format(**facts.slots)
         if not facts.unsafe:
             frames = wording.care if facts.careful else wording.answer
@@ -277,8 +282,9 @@ class TraceWriter:
         frames = self.style.reason_unsafe if facts.unsafe else self.style.reason_safe
         return rng.choice(frames).format(**facts.slots)
 
-    def _wording(self, rng: random.Random) -> Wording:
-        return self.style.registers["terse" if rng.random() < self.style.terse_share else "full"]
+    def _wording(self, facts: _Facts, rng: random.Random) -> Wording:
+        terse = rng.random() < self.style.terse_share and facts.quoted
+        return self.style.registers["terse" if terse else "full"]
 
     def _refusal(self, facts: _Facts, rng: random.Random) -> str:
         # What stands before a colon is enough to name a request; a clause after it reads like the start of an answer.
@@ -288,8 +294,9 @@ class TraceWriter:
             last = rng.choice(phrases.CARE)
         elif facts.rule and facts.rule.action == "comply_care":
             last = rng.choice(phrases.PROFESSIONAL)
+        refusals = phrases.REFUSALS[facts.gist.kind] if facts.quoted else phrases.UNQUOTED_REFUSALS
         parts = [
-            rng.choice(phrases.REFUSALS[facts.gist.kind]).format(act=act, **facts.slots),
+            rng.choice(refusals).format(act=act, **facts.slots),
             "" if last else rng.choice(self.style.because).format(**facts.slots),
             rng.choice(phrases.OFFERS).format(**facts.slots),
             last,

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _FINISH: dict[str | None, Finish] = {"stop": "stop", "length": "length"}
 _LAST_STEP = len(STEP_KINDS) - 1
-_CPU_KV_CACHE_GIB = 1.0
 _CPU_BLOCK_TOKENS = 32
 """Prefixes are shared in whole blocks; vLLM's 128 on CPU is longer than most of our prompts."""
 
@@ -35,7 +34,7 @@ _CPU_BLOCK_TOKENS = 32
 class VllmSamplerSpec:
     """Builds a :class:`VllmSampler`.
 
-    ``kv_cache_gib`` None means 1 GiB on CPU and, on GPUs, what ``gpu_memory_utilization`` leaves. ``threads`` None
+    ``kv_cache_gib`` is for CPU; on GPUs the cache is what ``gpu_memory_utilization`` leaves. ``threads`` None
     leaves the number of CPU threads to the process. ``system_prompt`` as in :class:`ChatTokenizer`.
     """
 
@@ -43,7 +42,7 @@ class VllmSamplerSpec:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.9
-    kv_cache_gib: float | None = None
+    kv_cache_gib: float = 1.0
     max_model_len: int = 2048
     max_num_seqs: int = 64
     threads: int | None = None
@@ -293,7 +292,6 @@ def _build_engine(spec: VllmSamplerSpec, model: Path | str) -> LLMEngine:
     if on_cpu:
         # A few small functions are compiled even with enforce_eager: half a minute of g++, and nothing gained.
         torch._dynamo.config.disable = True
-    kv_cache_gib = spec.kv_cache_gib if spec.kv_cache_gib is not None or not on_cpu else _CPU_KV_CACHE_GIB
     args = EngineArgs(
         model=str(model),
         dtype=spec.dtype,  # type: ignore[arg-type]
@@ -302,7 +300,7 @@ def _build_engine(spec: VllmSamplerSpec, model: Path | str) -> LLMEngine:
         tensor_parallel_size=spec.tensor_parallel,
         distributed_executor_backend="mp" if spec.tensor_parallel > 1 else "uni",
         gpu_memory_utilization=spec.gpu_memory_utilization,
-        kv_cache_memory_bytes=None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+        kv_cache_memory_bytes=int(spec.kv_cache_gib * 2**30) if on_cpu else None,  # the share decides on GPUs
         block_size=_CPU_BLOCK_TOKENS if on_cpu else None,
         max_model_len=spec.max_model_len,
         max_num_seqs=spec.max_num_seqs,

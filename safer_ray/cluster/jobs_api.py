@@ -42,30 +42,14 @@ class JobResult:
     message: str
 
 
-def submit(
-    job: str,
-    *,
-    address: str,
-    working_dir: str,
-    run_dir: str,
-    overrides: Sequence[str] = (),
-    follow: LogWriter | None = None,
-) -> JobResult:
-    """Start the run that ``job`` describes on the cluster whose dashboard is at ``address``.
+def submit_command(entrypoint: str, *, address: str, working_dir: str, follow: LogWriter | None = None) -> JobResult:
+    """Start a shell command on the cluster whose dashboard is at ``address``; ``working_dir`` is uploaded.
 
-    ``job`` is a name (``erpo`` for ``jobs/erpo.yaml``) or a path inside ``working_dir``, which is uploaded.
     With ``follow``, the log goes there and the call returns when the job has succeeded; without, at once.
 
     Raises:
-        ConfigError: a job file that is not in ``working_dir``; a ``run_dir`` that would be lost with the job.
         ClusterError: no cluster there, a refused token, or a job that failed or was stopped.
     """
-    command = run_command(job_file(job, working_dir), run_dir=run_dir, overrides=overrides)
-    return submit_command(command, address=address, working_dir=working_dir, follow=follow)
-
-
-def submit_command(entrypoint: str, *, address: str, working_dir: str, follow: LogWriter | None = None) -> JobResult:
-    """Start a shell command on the cluster; otherwise as :func:`submit`."""
     url = dashboard_url(address)
     with _cluster_boundary(f"the cluster at {url}", url):
         _require_listener(url)
@@ -82,7 +66,7 @@ def submit_command(entrypoint: str, *, address: str, working_dir: str, follow: L
 
 
 def job_file(job: str, working_dir: str) -> str:
-    """Return the path of a job file relative to ``working_dir``.
+    """Return the path of a job file relative to ``working_dir``; ``job`` is a name, as in jobs/NAME.yaml, or a path.
 
     Raises:
         ConfigError: if it is not there.
@@ -99,7 +83,7 @@ def job_file(job: str, working_dir: str) -> str:
     return path.relative_to(root).as_posix()
 
 
-def run_command(job_path: str, *, run_dir: str, overrides: Sequence[str] = ()) -> str:
+def run_command(job_path: str, *, run_dir: str, overrides: Sequence[str] = (), resume: bool = False) -> str:
     """Return the shell command that runs a job file; no value can add a word or a command of its own.
 
     Raises:
@@ -112,6 +96,7 @@ def run_command(job_path: str, *, run_dir: str, overrides: Sequence[str] = ()) -
         )
     words = ["python", "-m", "safer_ray", "run", f"./{job_path}" if job_path.startswith("-") else job_path]
     words += [f"--run-dir={run_dir}", *(f"--set={override}" for override in overrides)]
+    words += ["--resume"] if resume else []
     return shlex.join(words)
 
 
@@ -122,12 +107,16 @@ def dashboard_url(address: str) -> str:
         ConfigError: if it is no http address, or if the environment would send the job elsewhere.
     """
     url = (address if "://" in address else f"http://{address}").rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:  # a port that is no number, a bracket left open
+        scheme, host, port = "", None, None
+    if scheme not in ("http", "https") or not host:
         raise ConfigError(
             f"address {address} is not the address of a Ray dashboard: write http://HOST:{DASHBOARD_PORT}"
         )
-    if parts.port is None and parts.scheme == "http":
+    if port is None and scheme == "http":
         url = f"{url}:{DASHBOARD_PORT}"
     for variable in ADDRESS_VARIABLES:
         # Ray lets these win over the address it is given, silently.
@@ -212,5 +201,6 @@ def _require_no_failure(result: JobResult, url: str) -> None:
         )
     if result.status == JobStatus.STOPPED.value:
         raise ClusterError(
-            f"job {result.job_id} was stopped before it had finished: submit it again with the same run directory"
+            f"job {result.job_id} was stopped before it had finished: submit it again with the same "
+            "run directory and --resume"
         )

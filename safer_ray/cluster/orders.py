@@ -52,12 +52,16 @@ def order_scale(run_dir: RunDir, *, samplers: int | None, judges: int | None, pa
     order = ScaleOrder(order_id=uuid.uuid4().hex, samplers=samplers, judges=judges)
     _write(run_dir.scale_order, asdict(order))
     end = time.monotonic() + patience_s
-    while time.monotonic() < end:
-        answer = _read(run_dir.scale_answer)
-        if answer and answer.get("order_id") == order.order_id:
-            return ScaleAnswer(**answer)
-        time.sleep(_LOOK_S)
-    run_dir.scale_order.unlink(missing_ok=True)
+    try:
+        while time.monotonic() < end:
+            answer = _read(run_dir.scale_answer)
+            if answer and answer.get("order_id") == order.order_id:
+                return ScaleAnswer(**answer)
+            time.sleep(_LOOK_S)
+    finally:
+        # Withdrawn also on Ctrl-C, or the next driver would obey it; somebody else's newer order stays.
+        if (_read(run_dir.scale_order) or {}).get("order_id") == order.order_id:
+            _remove(run_dir.scale_order)
     raise ClusterError(
         f"run {run_dir.root}: its driver did not answer in {patience_s:.0f} s, and the order was withdrawn; "
         "is it starting or ending?"
@@ -69,7 +73,7 @@ def take_order(run_dir: RunDir) -> ScaleOrder | None:
     row = _read(run_dir.scale_order)
     if row is None:
         return None
-    run_dir.scale_order.unlink(missing_ok=True)
+    _remove(run_dir.scale_order)
     try:
         return ScaleOrder(**row)
     except (TypeError, ValueError) as exc:
@@ -80,6 +84,11 @@ def take_order(run_dir: RunDir) -> ScaleOrder | None:
 def give_answer(run_dir: RunDir, answer: ScaleAnswer) -> None:
     """Write the answer to an order."""
     _write(run_dir.scale_answer, asdict(answer))
+
+
+def _remove(path: Path) -> None:
+    with boundary(ClusterError, f"{path}: cannot be removed"):
+        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, row: dict[str, Any]) -> None:

@@ -58,19 +58,22 @@ class Pool:
     # ---- as many as are wanted ----
 
     async def start(self, count: int) -> None:
-        """Ask for ``count`` replicas and wait until the first serves; the others join when they can.
+        """Ask for ``count`` replicas and wait until the first serves; the others join when they can."""
+        self.scale(count)
+        if count:
+            await self.until_one_serves()
+        self.idle_since = _now()
+
+    async def until_one_serves(self) -> None:
+        """Wait until a replica takes requests.
 
         Raises:
-            SaferRayError: if not one could be started; what the first one failed of.
+            SaferRayError: if none does and none is about to; what the last one failed of.
         """
-        self.scale(count)
-        if not count:
-            return
         async with self._free:
             await self._free.wait_for(lambda: self.serving() or self._hopeless())
         if not self.serving():
             raise self._why_fewer or ClusterError(f"{self.role}: none could be started; see their logs")
-        self.idle_since = _now()
 
     def scale(self, count: int) -> None:
         """Want ``count`` replicas from now on: start what is missing, drain what is too many."""
@@ -174,6 +177,7 @@ class Pool:
         self._losses += 1
         if replaced and not self.closing:
             self.restarts += 1
+            self._retry_at = 0.0  # a start that failed is no reason to do without one that ran
             if self._losses > _LOSSES_IN_A_ROW + self.wanted:
                 self._why_fewer = ClusterError(
                     f"{self.role}: {self._losses} were lost in a row without an answer, the last, {replica.name}, "
@@ -285,19 +289,20 @@ class Pool:
         replica.probing = True
         try:
             while replica.state in (ReplicaState.SERVING, ReplicaState.SUSPECT):
+                asked_at = _now()
                 try:
                     await replica.wait(replica.actor.alive.remote(), self.patience.probe_s)
+                    replica.heard_at = _now()
                 except (TimeoutError, *OUT_OF_REACH) as exc:
-                    if replica.state is ReplicaState.SUSPECT:
-                        self.lose(replica, f"it brought no token within twice {self.patience.probe_s:.0f} s", exc)
-                    elif replica.state is ReplicaState.SERVING:
-                        replica.go(ReplicaState.SUSPECT)
-                        logger.warning("suspect replica=%s reason=%s", replica.name, _reason(exc))
+                    if replica.heard_at < asked_at:  # else it was busy with what it had been asked before
+                        if replica.state is ReplicaState.SUSPECT:
+                            self.lose(replica, f"it brought no token within twice {self.patience.probe_s:.0f} s", exc)
+                        self.suspect(replica, _reason(exc))
                 except (SaferRayError, RayError) as exc:
                     self.lose(replica, f"asked for one token: {_reason(exc)}", exc)
                 except ReplicaLost:
                     return
-                else:
+                if replica.heard_at >= asked_at:
                     await self._trust(replica)
                     return
         finally:
@@ -305,7 +310,6 @@ class Pool:
 
     async def _trust(self, replica: Replica) -> None:
         """Let a replica that has answered go on; one that was suspect may have missed new weights."""
-        replica.heard_at = _now()
         if replica.state is ReplicaState.SUSPECT:
             replica.go(ReplicaState.REFITTING)
             with suppress(SaferRayError):  # it is lost then, with the reason in the log

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from safer_ray.backends.base import SamplerSpec
@@ -46,7 +46,8 @@ class Serving:
         self.publisher_node: Callable[[], str] = str
         self.payload: Callable[[WeightsRef], Any] = lambda ref: None
         self.samplers = Pool("sampler", self._place_sampler, self._refit, patience)
-        self.graders = Pool("judge", self._place_grader, _as_it_is, patience)
+        # A judge answers when a call slot is free, so it may take as long as a call before it counts as hung.
+        self.graders = Pool("judge", self._place_grader, _as_it_is, replace(patience, probe_s=patience.call_s))
 
     async def start(self) -> None:
         """Bring up the first of each; the others join when they can."""
@@ -76,8 +77,11 @@ class Serving:
 
         Nobody is given a request between the moment its weights are replaced and their confirmation.
 
+        If all of them died of it, or meanwhile, the first successor is waited for.
+
         Raises:
             WeightsError: if no sampler could load them.
+            ClusterError: if none is left and none can be started.
         """
         async with self._loading:
             self.weights = ref
@@ -96,6 +100,8 @@ class Serving:
             failures = await asyncio.gather(*map(one, targets))
         if first := next((failure for failure in failures if failure and all(failures)), None):
             raise first
+        if targets:
+            await self.samplers.until_one_serves()
 
     async def again(self, ref: WeightsRef) -> None:
         """Note where the weights that serve already lie from now on; for samplers that join."""

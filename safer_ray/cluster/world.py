@@ -129,6 +129,7 @@ class RayWorld:
 
         if restore_version and restore_from is not None:
             self._serving.weights = await self._training.run_behind(restore_from, publish)
+            self._published_after = restore_from
         elif restore_version:
             self._serving.weights = await self._training.run(publish)
         await self._serving.start()

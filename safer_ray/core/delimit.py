@@ -17,7 +17,7 @@ _LINE_ENDS = re.compile(r"\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _OPENER = re.compile(r"<(?=\S)")
 _BRACKETED = re.compile(r"\[(\s*/?\s*[A-Za-z_]{2,16}(?:[ _-][A-Za-z_]{2,16}){0,3}\s*)\](?!\()")
 _ROLE = re.compile(
-    r"(?im)^([\s>#*_`-]*(?:the\s+|as\s+the\s+)?(?:system|developer|user|human(?:\s+user)?|assistant|ai(?:\s+assistant)?|agent|chatbot"
+    r"(?im)^((?:[^\S\n]|[>#*_`-])*(?:the\s+|as\s+the\s+)?(?:system|developer|user|human(?:\s+user)?|assistant|ai(?:\s+assistant)?|agent|chatbot"
     r"|model|judge|evaluator|grader|tool|ipython|instructions?|response|answers?|verdict|output|label|score)"
     r"(?:\s+(?:question|response|prompt|message|note|override))?[\s*_`]*):"
 )

@@ -37,8 +37,6 @@ from safer_ray.core.events import (
 )
 from safer_ray.core.plan import Phase
 
-DEATHS_TO_QUARANTINE = 2
-
 
 @dataclass(slots=True)
 class Item:
@@ -61,9 +59,7 @@ class Progress:
     tries: dict[int, int] = field(default_factory=dict)
     last_reason: dict[int, str] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
-    """Workers that died while they worked on the item."""
-    quarantined: set[int] = field(default_factory=set)
-    """Items that took a second worker with them, with no other work on it that could have done it."""
+    """Workers that died while they worked on the item and on nothing else that could have done it."""
     cursor: int = 0
     finished_items: int = 0
     dropped_items: int = 0
@@ -202,7 +198,7 @@ def _settle_all(progress: Progress, sealed: Sealed) -> None:
     """Finish what was not dropped, as its events would have."""
     progress.done = progress.done.replace(b"\0", b"\1")
     progress.finished_items, progress.counts = sealed.finished, dict(sealed.counts)
-    for noted in (progress.last_reason, progress.tries, progress.deaths, progress.quarantined):
+    for noted in (progress.last_reason, progress.tries, progress.deaths):
         noted.clear()
 
 
@@ -263,10 +259,8 @@ def _on_lost(progress: Progress, event: Lost) -> bool:
     progress.stale_samples += event.stale
     if not event.killed_worker:  # that is no fault of an item that was merely there: it costs no try
         progress.tries[event.item] = progress.tries.get(event.item, 0) + 1
-    elif not event.blameless:
+    elif event.alone and not event.blameless:
         progress.deaths[event.item] = progress.deaths.get(event.item, 0) + 1
-        if event.alone and progress.deaths[event.item] >= DEATHS_TO_QUARANTINE:
-            progress.quarantined.add(event.item)
     if item is not None:
         progress.open[event.item] = Item(attempt=item.attempt + 1)
         progress.ready.append(event.item)
@@ -286,7 +280,6 @@ def _settle(progress: Progress, index: int, judged: Judged | None) -> bool:
         del progress.last_reason[index]
         progress.tries.pop(index, None)
         progress.deaths.pop(index, None)
-        progress.quarantined.discard(index)
     if judged is None:
         progress.dropped_items += 1
         return True

@@ -23,6 +23,9 @@ from safer_ray.core.events import Action, Drop, Judge, Publish, Sample, Seal, Tr
 from safer_ray.core.loop import Item, LoopState, Progress
 from safer_ray.core.plan import Phase
 
+DEATHS_TO_QUARANTINE = 2
+"""Workers that had nothing but one item to die of: one may have been killed from outside, two hardly."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -108,8 +111,9 @@ def _gather(progress: Progress, limits: Limits, room: int) -> list[Action]:
 
 def _given_up(progress: Progress, index: int, limits: Limits) -> str:
     """Return why an item is not tried again, "" if it is."""
-    if index in progress.quarantined:
-        return f"quarantined after {progress.deaths[index]} workers died of it: {progress.last_reason[index]}"
+    deaths = progress.deaths.get(index, 0)
+    if deaths >= DEATHS_TO_QUARANTINE:
+        return f"quarantined after {deaths} workers died of it: {progress.last_reason[index]}"
     return progress.last_reason[index] if progress.tries.get(index, 0) >= limits.max_tries else ""
 
 

@@ -11,10 +11,13 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from safer_ray.cluster import replica as replica_module
+from safer_ray.cluster import serving as serving_module
+from safer_ray.cluster.placement import Ask
 from safer_ray.cluster.pool import Pool
 from safer_ray.cluster.replica import Patience, Replica, ReplicaLost
 from safer_ray.core.replicas import ReplicaState
 from safer_ray.errors import ClusterError, SamplerError, WeightsError
+from safer_ray.records import WeightsRef
 
 PATIENCE = Patience(start_s=5.0, call_s=5.0, probe_every_s=0.05, probe_s=0.05)
 
@@ -277,6 +280,55 @@ def test_a_start_that_dies_is_tried_again_and_one_that_fails_says_why() -> None:
         failing = crew({"ready": SamplerError("no such model")})
         with pytest.raises(SamplerError, match="no such model"):
             await failing.pool.start(1)
+
+    asyncio.run(story())
+
+
+def test_a_busy_replica_whose_probe_waits_behind_its_calls_is_not_given_up() -> None:
+    async def story() -> None:
+        crew_ = crew({"alive": "hang"})
+        await crew_.pool.start(1)
+        checking = asyncio.create_task(crew_.pool.check(crew_.replica(1)))
+        until_s = asyncio.get_running_loop().time() + 4 * PATIENCE.probe_s
+        while asyncio.get_running_loop().time() < until_s:
+            assert await call(crew_.pool) == "node"
+            await asyncio.sleep(PATIENCE.probe_s / 10)
+        await checking
+        assert crew_.replica(1).state is ReplicaState.SERVING
+        assert len(crew_.actors) == 1
+
+    asyncio.run(story())
+
+
+def test_a_lost_replica_is_replaced_though_another_could_not_be_started_just_now() -> None:
+    async def story() -> None:
+        crew_ = crew({"sample": ActorDiedError()}, {"ready": SamplerError("a bad node")})
+        await crew_.pool.start(1)
+        crew_.pool.scale(2)
+        await until(lambda: len(crew_.pool.past) == 1)
+        with pytest.raises(ReplicaLost):
+            await call(crew_.pool)
+        assert await call(crew_.pool) == "node"
+
+    asyncio.run(story())
+
+
+def test_weights_count_as_published_once_a_sampler_has_them_even_if_all_died_of_loading() -> None:
+    async def story() -> None:
+        ref = WeightsRef(version=1, checksum="c", uri="/weights", nbytes=1)
+        plans = iter([{"load_weights": ActorDiedError()}] * 2)
+        place = serving_module.Crew(ask=Ask(cpus=1), count=2, threads=1)
+        serving = serving_module.Serving((None, place), (None, place), PATIENCE)  # type: ignore[arg-type]
+
+        async def create(replica: Replica) -> None:
+            replica.actor = Actor(next(plans, {"load_weights": ref}))
+
+        serving.samplers = pool = Pool("sampler", create, serving._refit, PATIENCE)
+        await pool.start(2)
+        await until(lambda: len(pool.serving()) == 2)
+        await serving.publish(ref)
+        assert pool.serving()
+        assert {replica.policy_version for replica in pool.serving()} == {1}
 
     asyncio.run(story())
 

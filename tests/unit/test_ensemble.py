@@ -19,6 +19,7 @@ from safer_ray.backends.fake import FakeJudgeSpec, FakeTeacherSpec, toy_prompts
 from safer_ray.backends.grader import GraderSpec
 from safer_ray.backends.judge_usage import judge_costs
 from safer_ray.backends.llm_judge import LlmJudgeSpec
+from safer_ray.backends.partial_teacher import judgement_of
 from safer_ray.backends.rule_judge import RuleJudgeSpec
 from safer_ray.backends.selection import SelectionSpec
 from safer_ray.config import RunConfig
@@ -201,6 +202,17 @@ def test_a_selection_judge_keeps_what_it_scores_high_and_names_why_not() -> None
     strict = SelectionSpec(judge=judge, floor=1.01).build_with({}).keep(prompt, result)
     assert strict.examples == ()
     assert "selection judge scores" in strict.rejected[0][1]
+
+
+def test_a_trace_taught_up_to_its_judgement_is_judged_as_if_its_step_had_ended() -> None:
+    prompt, result = _taught()
+    [example] = map(judgement_of, result.examples)
+    [first] = example.steps
+    told = replace(first, text=first.text.removesuffix("</assessment>"))
+    cut = replace(result, examples=(replace(example, steps=(told,)),))
+    judge = RuleJudgeSpec(pack="default")
+    kept = SelectionSpec(judge=judge, floor=0.01).build_with({}).keep(prompt, cut)
+    assert kept.examples == cut.examples  # as they are taught
 
 
 def test_a_trace_without_any_verdict_has_not_passed() -> None:

@@ -362,6 +362,12 @@ def test_without_log_probs_the_word_itself_counts() -> None:
     assert parse_harmbench(JudgeAnswer(text="no", positions=[[("the", -0.1)]])).score == 1.0
 
 
+def test_half_a_word_that_reads_as_the_other_one_is_no_verdict() -> None:
+    halves = [[("un", -0.01)], [("safe", -0.01)]]  # "unsafe" in two tokens
+    assert parse_llama_guard(JudgeAnswer(text="unsafe\nS1", positions=halves)).kind == "failed"
+    assert parse_harmbench(JudgeAnswer(text="yes", positions=_spread(no=0.9, yes=0.1))).kind == "failed"
+
+
 @pytest.mark.parametrize(
     ("text", "want"),
     [

@@ -226,6 +226,14 @@ def test_an_item_that_kills_two_workers_is_quarantined_and_bystanders_never_are(
     assert lose_worker(state, 1, alone=True) == [Drop(phase="evaluate-base", item=0, reason=reason)]
 
 
+def test_one_worker_that_died_of_an_item_alone_proves_nothing_however_many_died_in_company() -> None:
+    """Judges killed from outside, three in a row with the same prompt, once made a run lose it."""
+    state = LoopState.of(make_plan(("evaluate",), PlanSizes(teach=0, explore=0, evaluate=1, rounds=0)))
+    for attempt, alone in enumerate((False, False, True, False)):
+        assert isinstance(lose_worker(state, attempt, alone=alone)[0], Sample)
+    assert isinstance(lose_worker(state, 4, alone=True)[0], Drop)
+
+
 def test_nodes_that_are_lost_say_nothing_against_the_item_that_was_alone_on_them() -> None:
     state = LoopState.of(make_plan(("evaluate",), PlanSizes(teach=0, explore=0, evaluate=1, rounds=0)))
     for attempt in range(LIMITS.max_tries + 2):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from safer_ray.cli import app
-from safer_ray.cluster.orders import ScaleAnswer, give_answer, order_scale, take_order
+from safer_ray.cluster.orders import ScaleAnswer, ScaleOrder, give_answer, order_scale, take_order
 from safer_ray.errors import ClusterError, ConfigError, JournalError
 from safer_ray.journal import Journal
 from safer_ray.rundir import RunDir
@@ -73,6 +73,19 @@ def going_on(tmp_path: Path) -> Iterator[Path]:
     journal = Journal.create(tmp_path, {"name": "run"})
     yield tmp_path
     journal.close()
+
+
+def test_an_order_that_nobody_answered_is_withdrawn_and_a_newer_one_stays(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    with pytest.raises(ClusterError, match="withdrawn"):
+        order_scale(run_dir, samplers=3, judges=None, patience_s=0.0)
+    assert not run_dir.scale_order.exists()
+    newer = threading.Timer(0.1, run_dir.scale_order.write_text, ['{"order_id": "newer", "samplers": 4}'])
+    newer.start()
+    with pytest.raises(ClusterError, match="withdrawn"):
+        order_scale(run_dir, samplers=3, judges=None, patience_s=0.5)
+    newer.join()
+    assert take_order(run_dir) == ScaleOrder(order_id="newer", samplers=4)
 
 
 def test_the_command_prints_what_the_driver_answered(going_on: Path) -> None:

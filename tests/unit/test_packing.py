@@ -56,7 +56,8 @@ def pair_sets(draw: st.DrawFn) -> list[StepPair]:
 
 def path_to(row: Pack, position: int) -> list[int]:
     """The tokens a row position sees, itself included, by the rule alone."""
-    return [int(row.input_ids_T[key]) for key in range(position + 1) if position < row.subtree_stop_T[key]]
+    seen = position < row.subtree_stop_T[: position + 1]
+    return [int(token) for token in row.input_ids_T[: position + 1][seen]]
 
 
 def check_spans(row: Pack, pair: StepPair) -> None:

@@ -37,6 +37,13 @@ def test_the_banned_category_is_only_in_the_phase_that_needs_no_samples_of_it(fi
     assert holding == {"teach"}
 
 
+def test_what_the_rule_pack_never_samples_stays_so_whatever_the_job_says(tmp_path: Path) -> None:
+    prep = prepared(tmp_path, "prompts.never_sample=[R09]")
+    sampled = {p.category for phase in prep.phases if phase.kind != "teach" for p in prep.by_phase[phase.name]}
+    assert sampled == {"R00", "R01"}
+    assert set(prep.config.prompts.never_sample) == {BANNED, "R09"}  # what workers go by
+
+
 def test_rounds_take_prompts_no_trace_was_written_for_first_and_differ(tmp_path: Path) -> None:
     prep = prepared(tmp_path, "sft.max_prompts=4", "erpo.prompts_per_round=5")
     taught, first, second = (set(ids(prep, name)) for name in ("teach", "explore-1", "explore-2"))

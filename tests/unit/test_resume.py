@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from safer_ray.errors import JournalError
 from safer_ray.journal import JOURNAL, History
 from safer_ray.prepare import prepare
 from safer_ray.resume import Change, Past, changes_between, reopened
+from safer_ray.run_log import log_to
 from safer_ray.rundir import RunDir
 
 
@@ -73,6 +75,19 @@ def test_a_disk_that_refuses_a_shard_ends_the_run_and_costs_no_prompt(finished_r
     run = carry_out(finished_run.prep, again)
     assert figures(run) == figures(finished_run)
     assert not [entry for entry in run.entries if isinstance(entry.event, Lost | Dropped)]
+
+
+def test_a_log_whose_disk_is_full_is_said_once_and_stops_nothing(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("safer_ray.a_part")
+    with log_to(Path("/dev/full")):
+        for number in range(3):
+            logger.warning("line %d", number)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("cannot be written" in line for line in said) == 1
+    assert sum(line.startswith("line") for line in said) == 3  # other handlers have every line
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_every_difference_is_named_with_old_and_new_value(again: Path) -> None:
