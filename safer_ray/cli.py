@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from safer_ray import __version__
 from safer_ray.cli_audit import audit
@@ -20,6 +19,7 @@ from safer_ray.cli_scale import scaling
 from safer_ray.config import RunConfig, StageName
 from safer_ray.config_file import find_job, load_config
 from safer_ray.errors import ConfigError, SaferRayError, boundary
+from safer_ray.terminal import out, say, warn
 
 app = typer.Typer(
     name="safer-ray",
@@ -32,8 +32,6 @@ app.add_typer(audit, name="audit")
 app.add_typer(scaling)
 app.add_typer(rules, name="rules")
 app.add_typer(runs)
-out = Console()
-err = Console(stderr=True)
 
 JobArg = Annotated[str, typer.Argument(help="a job file, or the name of a shipped one such as demo_cpu")]
 RunDirOpt = Annotated[Path | None, typer.Option("--run-dir", help="where the run lies; default runs/<name>")]
@@ -84,10 +82,10 @@ def validate(job: JobArg, set_: SetOpt = None) -> None:
 
     prep = prepare(load_config(find_job(job), set_ or ()))
     kinds = ", ".join(f"{phase.name} ({phase.items} prompts)" if phase.gathers else phase.name for phase in prep.phases)
-    out.print(f"{job}: valid. {len(prep.prompts.prompts)} prompts, {len(prep.prompts.bad_rows)} rows skipped.")
-    out.print(f"phases: {kinds}", soft_wrap=True)
+    say(f"{job}: valid. {len(prep.prompts.prompts)} prompts, {len(prep.prompts.bad_rows)} rows skipped.")
+    say(f"phases: {kinds}")
     for row in prep.prompts.bad_rows:
-        err.print(f"skipped {row.where}: {row.reason}", markup=False)
+        warn(f"skipped {row.where}: {row.reason}")
 
 
 @app.command()
@@ -105,7 +103,7 @@ def submit(
     command = run_command(job_file(job, "."), run_dir=run_dir, overrides=set_ or (), resume=resume)
     log = sys.stdout.write if follow else None
     result = submit_command(command, address=address, working_dir=".", follow=log)
-    out.print(f"job {result.job_id}: {result.status}")
+    say(f"job {result.job_id}: {result.status}")
 
 
 @app.command()
@@ -120,7 +118,7 @@ def export(
 
     target = to or run_dir / "pairs.parquet"
     count = export_pairs(RunDir(run_dir), target, round_ or ())
-    out.print(f"{count} pairs written to {target}")
+    say(f"{count} pairs written to {target}")
 
 
 @app.command()
@@ -128,7 +126,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="a run directory")]) -> 
     """Write report.html of a run again."""
     from safer_ray.report import write_report
 
-    out.print(f"report: {write_report(run_dir)}")
+    say(f"report: {write_report(run_dir)}")
 
 
 @app.command()
@@ -140,7 +138,7 @@ def schema() -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    out.print(__version__)
+    say(__version__)
 
 
 def _run(config: RunConfig, run_dir: Path | None, *, resume: bool, overwrite: bool, dry_run: bool) -> None:
@@ -165,9 +163,9 @@ def _run(config: RunConfig, run_dir: Path | None, *, resume: bool, overwrite: bo
         with ProgressView(out) as view:
             execute(prep, place, resume=resume, overwrite=overwrite, observe=view.observe)
     except KeyboardInterrupt:
-        err.print("stopped; go on with --resume")
+        warn("stopped; go on with --resume")
         raise
-    out.print(f"report: {place.root / 'report.html'}", soft_wrap=True)
+    say(f"report: {place.root / 'report.html'}")
 
 
 def _set_level(name: str) -> None:
@@ -184,5 +182,5 @@ def main() -> None:
         _set_level(os.environ.get("SAFER_RAY_LOG", "INFO"))
         app()
     except SaferRayError as exc:
-        err.print(f"error: {exc}", style="red", markup=False, soft_wrap=True)
+        warn(f"error: {exc}", style="red")
         sys.exit(1)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from safer_ray.terminal import out, say
 
 audit = typer.Typer(
     help="Measure judges against labelled answers, and traces against what they should do.", no_args_is_help=True
 )
-out = Console()
 
 LabelsOpt = Annotated[Path | None, typer.Option("--labels", help="JSONL of labelled answers; default: the shipped set")]
 JudgeOpt = Annotated[
@@ -52,7 +52,7 @@ def judge_command(
         )
     out.print(table)
     page, data = write_audit(audits, to, labels=labels.name if labels else "the shipped labelled answers")
-    out.print(f"page: {page}\ndata: {data}", soft_wrap=True)
+    say(f"page: {page}\ndata: {data}")
 
 
 def _share(value: float | None) -> str:
@@ -76,20 +76,20 @@ def traces_command(
     found = audit_checkpoint(checkpoint, job, prompts=prompts, overrides=set_ or ())
     traces = found.traces
     read = traces.prompts - traces.unread
-    out.print(f"{read} of {traces.prompts} prompts ({found.n_unsafe} unsafe) got a whole trace, {found.sampler}")
+    say(f"{read} of {traces.prompts} prompts ({found.n_unsafe} unsafe) got a whole trace, {found.sampler}")
     for effect in (traces.control, traces.swap, traces.truncate, traces.shuffle):
-        out.print(effect.text, markup=False)
+        say(effect.text)
     verdicts = {
         True: "yes: a foreign trace turns more answers than chance",
         False: "not shown: a foreign trace turns answers no more clearly than going on does",
         None: "cannot be said: all answers are alike, or there are none",
     }
-    out.print(f"answers depend on traces: {verdicts[traces.used]}", soft_wrap=True)
+    say(f"answers depend on traces: {verdicts[traces.used]}")
     if traces.diversity and traces.diversity.recovery:
         recovery = traces.diversity.recovery
-        out.print(
+        say(
             f"category told from the assessment: {_share(recovery.right.share)} (chance {_share(recovery.chance)}), "
             f"{recovery.information:.2f} of {recovery.entropy:.2f} bits; self-BLEU {traces.diversity.self_bleu:.2f}"
         )
     text = json.dumps(asdict(found), indent=1, ensure_ascii=False, allow_nan=False)
-    out.print(f"data: {write_aside(to / 'traces.json', text + chr(10))}", soft_wrap=True)
+    say(f"data: {write_aside(to / 'traces.json', text + chr(10))}")

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from safer_ray.errors import ConfigError, RulePackError
 from safer_ray.records import NO_RULE
+from safer_ray.terminal import out, say
 
 if TYPE_CHECKING:
     from safer_ray.backends.classifier import Classifier
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from safer_ray.rule_review import Explanation
 
 app = typer.Typer(name="rules", help="Check a rule pack, ask it why, compare two.", no_args_is_help=True)
-out = Console()
 
 _ENCODERS = ("auto", "minilm", "characters")
 _SHOWN_SCORES = 3
@@ -39,10 +38,10 @@ def lint(pack: PackArg = "default") -> None:
 
     faults = faults_of(pack)
     for fault in faults:
-        out.print(fault, markup=False, highlight=False, soft_wrap=True)
+        say(fault)
     loaded = read_pack(pack)
-    out.print(f"{loaded.name} {loaded.version}: {len(loaded.rules)} rules, {len(faults)} remarks")
-    out.print(f"hash {loaded.content_hash}", highlight=False, soft_wrap=True)
+    say(f"{loaded.name} {loaded.version}: {len(loaded.rules)} rules, {len(faults)} remarks")
+    say(f"hash {loaded.content_hash}")
     if faults:
         raise typer.Exit(1)
 
@@ -56,17 +55,16 @@ def run_cases(pack: PackArg = "default", encoder: EncoderOpt = "auto") -> None:
 
     loaded = read_pack(pack)  # runs every case
     cases = [case for rule in loaded.rules.values() for check in rule.checks for case in check.cases]
-    out.print(f"{loaded.name}: {len(cases)} cases of {len(loaded.rules)} rules come out as stated")
+    say(f"{loaded.name}: {len(cases)} cases of {len(loaded.rules)} rules come out as stated")
     rows = read_examples(pack_path(pack).parent, "test")
     if not rows:
-        out.print("no test prompts lie beside the pack")
+        say("no test prompts lie beside the pack")
         return
     classifier = _classifier(pack, encoder)
     found = marks(classifier, rows)
-    out.print(
+    say(
         f"{found.unsafe} unsafe and {found.safe} safe test prompts, encoder {classifier.encoder}: the right rule is "
         f"first for {found.top1}, among three for {found.top3}; area under the ROC curve {found.area:.3f}",
-        soft_wrap=True,
     )
     table: dict[str, Counter[str]] = {}
     for (wanted, verdict), count in found.confusion.items():
@@ -89,7 +87,7 @@ def explain(
         sys.stdout.write(json.dumps(asdict(found), indent=1, ensure_ascii=False) + "\n")
         return
     for line in _explained(found):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _explained(found: Explanation) -> list[str]:
@@ -133,11 +131,11 @@ def diff(
 
     found = difference_of(before, after, _encoder(encoder))
     for word, ids in (("added", found.added), ("removed", found.removed), ("worded differently", found.reworded)):
-        out.print(f"rules {word}: {', '.join(ids) or 'none'}")
+        say(f"rules {word}: {', '.join(ids) or 'none'}")
     for change in found.changes:
         line = f"{change.prompt_id}: {change.before} -> {change.after}  {change.prompt}"
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
-    out.print(f"{len(found.changes)} of {found.prompts} prompts change their verdict")
+        say(line)
+    say(f"{len(found.changes)} of {found.prompts} prompts change their verdict")
 
 
 @app.command()

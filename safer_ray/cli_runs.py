@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from safer_ray.terminal import out, say
 
 if TYPE_CHECKING:
     from safer_ray.status import PromptLine
 
 runs = typer.Typer()
-out = Console()
 RunArg = Annotated[Path, typer.Argument(help="a run directory")]
 _COLUMNS = ("asked", "sampled", "judged", "unscored", "paired", "trained")
 
@@ -49,7 +49,7 @@ def status(
 
 def _show_status(facts: dict[str, Any]) -> None:
     for line in _headlines(facts):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     rows = [_cells(row) for row in facts["phases"]]
     _show(("phase", "state", *_COLUMNS, "dropped", "rate"), rows)
     replicas = [
@@ -63,7 +63,7 @@ def _show_status(facts: dict[str, Any]) -> None:
         for kind in ("dropped", "lost"):
             for reason, count in row[kind].items():
                 text = f"{kind} {row['phase']}: {count} x {reason}"
-                out.print(text, markup=False, highlight=False, soft_wrap=True)
+                say(text)
 
 
 def _headlines(facts: dict[str, Any]) -> list[str]:
@@ -146,7 +146,7 @@ def replay(
         f"now:  loss {report.loss:g}, gradient norm {report.grad_norm:g}",
     )
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     rows = [
         (str(row.pack), row.row_id, row.prompt_id, *map(_number, (row.loss, row.chosen_logp, row.rejected_logp)))
         for row in report.rows
@@ -191,4 +191,4 @@ def resume(
     prep = prepare(RunConfig.model_validate(config.model_dump(exclude_defaults=True)))
     with ProgressView(out) as view:
         execute(prep, place, resume=True, accept=accept_change or (), observe=view.observe)
-    out.print(f"report: {place.root / 'report.html'}", soft_wrap=True)
+    say(f"report: {place.root / 'report.html'}")

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from safer_ray.errors import ClusterError, ConfigError, JournalError
+from safer_ray.terminal import say
 
 scaling = typer.Typer()
-out = Console()
 
 
 @scaling.command()
@@ -31,7 +30,7 @@ def scale(
     answer = order_scale(RunDir(run_dir), samplers=samplers, judges=judges, patience_s=wait_s)
     if not answer.accepted:
         raise ClusterError(f"run {run_dir}: {answer.text}")
-    out.print(f"{run_dir}: {answer.text}; what is missing joins, what is too many ends its calls and goes")
+    say(f"{run_dir}: {answer.text}; what is missing joins, what is too many ends its calls and goes")
 
 
 def require_driver(run_dir: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from safer_ray import __version__
 from safer_ray.cli import app, main
+from safer_ray.terminal import say, warn
 
 runner = CliRunner()
 
@@ -138,6 +139,16 @@ def test_an_error_is_one_sentence_and_exit_code_1(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_log_level_that_is_none_is_one_sentence_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAFER_RAY_LOG", "chatty")
+    assert run_main(monkeypatch, "version") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "error: SAFER_RAY_LOG=chatty is no log level; set DEBUG, INFO, WARNING or ERROR\n"
+
+
 def test_a_missing_round_is_exit_code_1(
     a_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,3 +176,14 @@ def test_an_interrupted_run_says_how_to_go_on_and_is_exit_code_130(
 
 def test_the_version_is_the_package_s() -> None:
     assert runner.invoke(app, ["version"]).stdout.strip() == __version__
+
+
+def test_a_line_is_printed_as_it_is_whatever_the_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    line = "/runs/[red]a folder[/red]/[7]: samplers 2 -> 6; what is missing joins"
+    say(line)
+    warn(line)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (line + "\n", line + "\n")
