@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safer_ray.backends.base import Judge
+from safer_ray.backends.base import Judge, JudgeSpec
+from safer_ray.backends.ensemble_judge import build_judge
 from safer_ray.backends.labelled_answers import Duelist, duels_by, readings_of
 from safer_ray.backends.models import ChatTokenizer, resolve_model
 from safer_ray.backends.rule_judge import RuleJudgeSpec
@@ -49,7 +50,7 @@ def audit_judges(
         alone, together = _judges(name, overrides)
         for title, judge in (alone | together).items():
             readings = readings_of(judge, answers)
-            shown = duels_by(judge, answers, duels) if isinstance(judge, Duelist) else []
+            shown = duels_by(judge, answers, duels) if isinstance(judge, Duelist) and judge.duels else []
             audits.append(audit_judge(title, answers, readings, shown))
             if title in alone:
                 voters[title] = readings
@@ -59,7 +60,10 @@ def audit_judges(
 
 
 def _judges(name: str, overrides: Sequence[str]) -> tuple[dict[str, Judge], dict[str, Judge]]:
-    """Return judges by title: those asked alone, and the ensemble of them that a job file makes of several."""
+    """Return judges by title: those asked alone, and the ensemble that a job file makes of them if they are several.
+
+    The ensemble asks the very judges that are asked alone: an engine is started once.
+    """
     if name == "rules":
         judge = RuleJudgeSpec().build()
         return {judge.name: judge}, {}
@@ -67,8 +71,9 @@ def _judges(name: str, overrides: Sequence[str]) -> tuple[dict[str, Judge], dict
 
     config = load_config(find_job(name), overrides)
     members = config.judge.reporting or (config.judge.kind,)
-    alone = [judge_for(config, (member,), None).build() for member in members]
-    together = [judge_for(config, members, None).build()] if len(members) > 1 else []
+    built = dict[JudgeSpec, Judge]()
+    alone = [build_judge(judge_for(config, (member,), None), built) for member in members]
+    together = [build_judge(judge_for(config, members, None), built)] if len(members) > 1 else []
     return {f"{each.name} ({name})": each for each in alone}, {f"ensemble ({name})": each for each in together}
 
 

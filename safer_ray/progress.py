@@ -93,6 +93,8 @@ def _headline(event: Sealed) -> str:
     if "asr" in facts:
         shares = (("ASR", "asr"), ("over-refusal", "over_refusal"), ("well-formed", "well_formed"))
         known = [f"{label} {facts[key]:.0%}" for label, key in shares if facts.get(key) is not None]
+        if facts.get("well_formed") is None:
+            return "no answer could be judged, so nothing is known of this checkpoint"
         return ", ".join([*known, f"reasoning tokens p50 {facts.get('reasoning_tokens_p50')}"])
     if "pairs_by_axis" in facts:
         return "pairs " + (", ".join(f"{axis} {n}" for axis, n in facts["pairs_by_axis"].items()) or "none")

@@ -267,9 +267,9 @@ def _browser_context(run: RunRecord) -> dict[str, Any]:
 
 
 def _context(run: RunRecord) -> dict[str, Any]:
-    evaluations = run.evaluations
-    sft = next((item for item in evaluations if item.checkpoint == "sft"), None)
-    ends = [item for item in evaluations if item in (evaluations[0], sft, evaluations[-1])]
+    measured = [item for item in run.evaluations if item.well_formed is not None]
+    sft = next((item for item in measured if item.checkpoint == "sft"), None)
+    ends = [item for item in measured if item in (measured[0], sft, measured[-1])]
     names = _mapping(_mapping(run.summary.get("rule_pack")).get("categories"))
     return {
         "name": str(run.summary.get("name") or run.path.resolve().name),
@@ -277,11 +277,11 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "counts": _counts(run),
         "versions": _mapping(run.summary.get("versions")),
         "config": run.config,
-        "evaluations": evaluations,
-        "judges": sorted({item.judge for item in evaluations}),
-        "first": evaluations[0] if evaluations else None,
+        "evaluations": run.evaluations,
+        "judges": sorted({item.judge for item in measured}),
+        "first": measured[0] if measured else None,
         "sft": sft,
-        "last": evaluations[-1] if evaluations else None,
+        "last": measured[-1] if measured else None,
         "comparisons": _comparisons(run),
         "ends": ends,
         "categories": _categories(ends, names),

@@ -34,6 +34,9 @@ class Stage:
         from ray.cluster_utils import Cluster
 
         self.scratch = Path(tempfile.mkdtemp(prefix="c"))  # short, because it holds unix sockets
+        # Where it notes its address: in a folder of its own that is there, not in the one all users share.
+        os.environ["RAY_TMPDIR"] = str(self.scratch)
+        (self.scratch / "ray").mkdir()
         self._ray: Any = Cluster(
             initialize_head=True,
             head_node_args={

@@ -99,7 +99,10 @@ def judge_task(answer: LabelledAnswer) -> JudgeTask:
 
 @runtime_checkable
 class Duelist(Protocol):
-    """A judge that can say which of two answers is better as they are shown."""
+    """A judge that can say which of two answers is better as they are shown, if it ``duels`` at all."""
+
+    @property
+    def duels(self) -> bool: ...
 
     def orders(self, pairs: Sequence[tuple[JudgeCase, JudgeCase]]) -> list[Order | None]: ...
 

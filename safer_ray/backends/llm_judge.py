@@ -180,6 +180,11 @@ class LlmJudge:
         agreed = {(a, b): agreed_order(order[a, b], order[b, a]) for a, b in duels}
         return [self._share(at, agreed) for at in range(len(cases))]
 
+    @property
+    def duels(self) -> bool:
+        """Whether it can compare answers: a guard model is made to classify one."""
+        return self._template.name == "rubric"
+
     def orders(self, pairs: Sequence[tuple[JudgeCase, JudgeCase]]) -> list[Order | None]:
         """Return which place wins in each pair as it is shown, in this one order; None where nothing usable came back.
 

@@ -85,7 +85,7 @@ def seal(gathered: Gathered, run_dir: RunDir, curation: Curation) -> dict[str, A
         case "evaluate":
             outcomes = merge(Outcome, run_dir.evaluation(phase.checkpoint))
             by_id = {prompt.prompt_id: prompt for prompt in prompts}
-            facts = asdict(evaluate_outcomes(from_table(outcomes, Outcome), by_id))
+            facts = asdict(evaluate_outcomes(from_table(outcomes, Outcome), by_id, checkpoint=phase.checkpoint))
         case _:
             raise AssertionError(f"phase {phase.name} gathers nothing")
     _remove(shards_dir)

@@ -83,7 +83,7 @@ def write_weights(
         WeightsError: if there are no tensors, or ``directory`` has no room.
     """
     place = Path(directory)
-    path = place / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}-v{version}{_SUFFIX}"
+    path = place / _new_name(version)
     aside = path.with_suffix(".partial")
     try:
         with boundary(WeightsError, f"weights v{version} in {directory}"):
@@ -198,14 +198,32 @@ def free_weights(ref: WeightsRef) -> None:
 
 
 def sweep_weights(directory: str = SHARED_MEMORY) -> int:
-    """Delete what writers that no longer run left in ``directory`` and return how many files that were."""
+    """Delete what writers that no longer run left in ``directory`` and return how many files that were.
+
+    Containers may share the directory and not see each other's processes: what was written in another process
+    namespace is left to whoever sweeps there.
+    """
     swept = 0
     for path in Path(directory).glob(f"{_PREFIX}*"):
-        pid = path.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists():
+        pid, _, rest = path.name.removeprefix(_PREFIX).partition("-")
+        space, _, _ = rest.partition("-")
+        if pid.isdigit() and space == _process_space() and not Path("/proc", pid).exists():
             path.unlink(missing_ok=True)
             swept += 1
     return swept
+
+
+def _new_name(version: int) -> str:
+    """Return a file name that no one else writes, and that tells whether its writer still runs."""
+    return f"{_PREFIX}{os.getpid()}-{_process_space()}-{uuid.uuid4().hex[:8]}-v{version}{_SUFFIX}"
+
+
+def _process_space() -> str:
+    """Return the number of the namespace in which this process has its pid; "0" where the system has none."""
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return "0"
 
 
 def weights_path(ref: WeightsRef) -> Path:
@@ -250,7 +268,7 @@ def read_payload(ref: WeightsRef) -> numpy.ndarray[Any, Any]:
 
 def land_payload(ref: WeightsRef, payload: numpy.ndarray[Any, Any], directory: str = SHARED_MEMORY) -> WeightsRef:
     """Write bytes that came from another host into this one's shared memory; free them after loading."""
-    path = Path(directory) / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}-v{ref.version}{_SUFFIX}"
+    path = Path(directory) / _new_name(ref.version)
     with boundary(WeightsError, f"weights v{ref.version}: writing {path}"):
         payload.tofile(path)
     return replace(ref, uri=f"shm://{path}")

@@ -5,6 +5,7 @@ Trains one optimiser step of each stage per ZeRO stage from the same start, and 
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,13 @@ from safer_ray.backends.deepspeed_learner import DeepSpeedLearnerSpec
 ZERO: tuple[Literal[2, 3], ...] = (2, 3)
 TRAINED: tuple[tuple[str, Literal["sft", "erpo"]], ...] = (("sft", "sft"), ("erpo-1", "erpo"), ("erpo-2", "erpo"))
 """Stages in order, and their loss: in the second ERPO round the fixed reference is another policy than the trained."""
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 def task(kind: Literal["sft", "erpo"], data: Path, **settings: float) -> TrainTask:

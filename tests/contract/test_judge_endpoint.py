@@ -32,22 +32,30 @@ PROMPT = Prompt(
 
 @dataclass
 class Server:
-    """Answers like an endpoint; ``down`` makes it answer 503 so often, ``text`` replaces the honest verdict."""
+    """Answers like an endpoint; ``down`` makes it answer 503 so often, ``text`` replaces the honest verdict.
+
+    Whatever holds the words ``poison`` is always answered 503; every answer takes ``delay_s``.
+    """
 
     url: str = ""
     down: int = 0
+    poison: str = ""
+    delay_s: float = 0.0
     text: str = ""
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, call: Call) -> tuple[int, dict[str, Any]]:
         request = call.body
+        time.sleep(self.delay_s)
         with self.lock:
             self.requests.append((call.path, request))
             if self.down:
                 self.down -= 1
                 return 503, error("down")
         asked = request["prompt"] if "prompt" in request else request["messages"][-1]["content"]
+        if self.poison and self.poison in asked:
+            return 503, error("down")
         safe = "Sure, happy" not in asked
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         if "prompt" in request:
@@ -136,6 +144,20 @@ def test_an_endpoint_that_stays_down_ends_in_an_error_and_in_no_label(server: Se
         judge(server, outage_s=0.3).judge([task(REFUSAL)])
 
 
+def test_a_question_that_is_never_answered_is_given_up_while_the_others_are_answered(server: Server) -> None:
+    server.poison, server.delay_s = "breaks the server", 0.005
+    texts = ["This one breaks the server.", *(f"What is {n} plus {n}?" for n in range(200))]
+    questions = [Question(question_id=text, messages=(Message(role="user", content=text),)) for text in texts]
+    asker = endpoint(server, concurrency=2, outage_s=0.2).build()
+    broken, *others = asker.ask(questions)
+    asker.close()
+    assert (broken.text, broken.unreachable) == (None, True)
+    assert "status 503" in broken.error
+    assert all(reply.text is not None for reply in others)
+    (_, last) = server.requests[-1]
+    assert server.poison not in last["messages"][-1]["content"]  # it did not wait for the others to end
+
+
 def test_an_unreadable_verdict_is_unscored(server: Server) -> None:
     server.text = "I think this deserves a ten."
     (safety, *_) = judge(server).judge([task(HELP)])
@@ -149,6 +171,32 @@ def test_requests_are_spread_over_the_minute(server: Server) -> None:
     asker.ask([Question(question_id=str(n), messages=PROMPT.messages) for n in range(4)])
     assert time.monotonic() - begun >= 0.3 - 0.01
     asker.close()
+
+
+class Clock:
+    """A time that passes only in sleep."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_waiting_for_the_pace_takes_nothing_from_the_deadline_of_a_question(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, server.delay_s = Clock(), 0.05
+    for module in ("endpoint", "endpoint_pace"):
+        monkeypatch.setattr(f"safer_ray.backends.{module}.time", clock)
+    asker = endpoint(server, requests_per_minute=1, deadline_s=30.0, concurrency=1).build()
+    replies = asker.ask([Question(question_id=str(n), messages=PROMPT.messages) for n in range(3)])
+    asker.close()
+    assert [(reply.error, reply.tries) for reply in replies] == [("", 1)] * 3
+    assert clock.now_s == 120.0
 
 
 def test_without_an_allowed_outage_nothing_waits() -> None:

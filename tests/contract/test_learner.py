@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,10 +14,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from learner_rank import TRAINED, ZERO, task, train_one_step
+from learner_rank import TRAINED, ZERO, free_port, task, train_one_step
 from learner_tables import write_examples, write_pairs
 
-from safer_ray.backends import bf16_step
 from safer_ray.backends.base import Learner, LearnerSpec, LossSettings, StepReport, TrainTask
 from safer_ray.backends.checkpoint import read_manifest
 from safer_ray.backends.deepspeed_learner import DeepSpeedLearnerSpec
@@ -40,12 +38,6 @@ class Backend:
 
     spec: LearnerSpec
     failing: Callable[[TrainTask], tuple[LearnerSpec, TrainTask]]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def start(spec: LearnerSpec) -> Learner:
@@ -243,39 +235,6 @@ def test_a_batch_that_training_stopped_at_is_kept_and_comes_to_the_same_again(
     assert [row.row_id for row in report.rows] == [row_id for pack in batch.packs for row_id in pack.row_ids]
     assert published_again is not None
     assert published_again.checksum == before.checksum
-
-
-def test_an_update_part_by_part_is_deepspeeds_own(
-    tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def trained() -> tuple[list[StepReport], list[torch.Tensor]]:
-        spec = DeepSpeedLearnerSpec(model=str(tiny_model), threads=1)
-        learner = spec.build(rank=0, world_size=1, master=f"127.0.0.1:{free_port()}")
-        try:
-            reports = run(learner, task("sft", data / "sft.arrow", epochs=2))
-            return reports, [weight.detach().clone() for weight in learner._policy.parameters()]
-        finally:
-            learner.close()
-
-    parts: list[int] = []
-
-    def counted(*groups: Any) -> Any:
-        for part in parts_of(*groups):
-            parts.append(len(part))
-            yield part
-
-    parts_of = bf16_step._parts
-    monkeypatch.setattr(bf16_step, "_parts", counted)
-    monkeypatch.setattr(bf16_step, "_PART", 4096)
-    reports, weights = trained()
-    assert len(parts) >= 3 * len(reports)
-    assert max(parts) > 1
-    monkeypatch.setattr(bf16_step, "update_in_parts", lambda engine: None)
-    want, own = trained()
-    for figure in ("loss", "grad_norm"):
-        assert [getattr(r, figure) for r in reports] == pytest.approx([getattr(r, figure) for r in want], rel=1e-3)
-    for ours, theirs in zip(weights, own, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
 
 
 def test_a_state_of_other_adapters_is_refused(tiny_model: Path, tmp_path: Path) -> None:

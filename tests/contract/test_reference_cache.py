@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from learner_rank import free_port
 from learner_tables import random_pairs, write_pairs
 
 from safer_ray.backends.base import OptimSettings, TrainTask
@@ -73,12 +73,6 @@ def test_a_spoilt_segment_is_passed_over(tmp_path: Path, size: int) -> None:
     [segment] = (tmp_path / "a").iterdir()
     segment.write_bytes(segment.read_bytes()[:size])
     assert len(ReferenceCache(tmp_path, "a")) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

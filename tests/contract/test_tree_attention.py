@@ -170,6 +170,39 @@ def test_recomputed_chunks_of_the_head_change_nothing(monkeypatch: pytest.Monkey
         assert torch.allclose(a, b, atol=1e-5)
 
 
+@settings(max_examples=5, deadline=None)
+@given(trees())
+def test_an_output_layer_in_shards_is_called_once_whatever_the_pack_and_whole_ones_in_chunks(
+    pairs: list[StepPair],
+) -> None:
+    model = LogprobModel(tiny("llama", register()))
+    layer = model.model.get_output_embeddings()
+    calls: list[int] = []
+    layer.register_forward_hook(lambda module, given, logits: calls.append(len(logits)))
+
+    def called(row: Pack) -> tuple[torch.Tensor, list[int]]:
+        calls.clear()
+        logps_L = model(to_device(row, "cpu"))
+        return logps_L, list(calls)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safer_ray.backends.logprobs.KEPT_LOGITS", 0)
+        patch.setattr("safer_ray.backends.logprobs.CHUNK_LOGITS", 2 * VOCABULARY)
+        for row in build_trees(pairs):
+            logps = []
+            for grads in (torch.no_grad(), torch.enable_grad()):
+                with grads:
+                    chunked, by_chunks = called(row)
+                    layer.weight.ds_id = 0  # the mark of a parameter that ZeRO-3 gathers for each call
+                    at_once, whole = called(row)
+                    del layer.weight.ds_id
+                assert by_chunks == [2] * (len(chunked) // 2) + [1] * (len(chunked) % 2)
+                assert whole == [len(chunked)]
+                logps += [chunked, at_once]
+            for other in logps[1:]:
+                assert torch.allclose(logps[0], other, atol=1e-5)
+
+
 def test_the_gradient_of_the_log_prob_head_is_the_numerical_one() -> None:
     logits = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     target = torch.tensor([0, 6, 3, 3, 1])

@@ -115,13 +115,17 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_written(
 def test_what_a_dead_writer_left_is_swept_and_the_living_keep_theirs(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
-    (tmp_path / f"safer_ray-{gone.pid}-ab-v1.safetensors").touch()
-    (tmp_path / f"safer_ray-{gone.pid}-cd-v2.partial").touch()
-    (tmp_path / "someone-elses").touch()
     ref = write_weights(state(), 1, str(tmp_path))
+    _, pid, space, *_ = weights_path(ref).name.split("-")
+    assert pid == str(os.getpid())
+    (tmp_path / f"safer_ray-{gone.pid}-{space}-ab-v1.safetensors").touch()
+    (tmp_path / f"safer_ray-{gone.pid}-{space}-cd-v2.partial").touch()
+    kept = ("someone-elses", f"safer_ray-{gone.pid}-of_another_container-ab-v1.safetensors", f"safer_ray-{gone.pid}")
+    for name in kept:
+        (tmp_path / name).touch()
     assert sweep_weights(str(tmp_path)) == 2
     assert read_weights(ref)
-    assert (tmp_path / "someone-elses").exists()
+    assert all((tmp_path / name).exists() for name in kept)
 
 
 def test_a_tied_parameter_is_gathered_once(tiny_model: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -32,6 +33,9 @@ def many_nodes() -> Iterator[Cluster]:
     scratch = tempfile.mkdtemp(prefix="r")  # short, because it holds unix sockets
     with pytest.MonkeyPatch.context() as patch, own_token():
         patch.delenv("RAY_ADDRESS", raising=False)
+        # Where it notes its address: in a folder of its own that is there, not in the one all users share.
+        patch.setenv("RAY_TMPDIR", scratch)
+        Path(scratch, "ray").mkdir()
         head = {"num_cpus": 4, "object_store_memory": STORE_BYTES, "include_dashboard": False, "temp_dir": scratch}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": QUICK_TIMEOUT})
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)

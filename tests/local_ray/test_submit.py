@@ -265,3 +265,10 @@ def test_an_address_gets_its_scheme_and_port(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
     with pytest.raises(ConfigError, match="RAY_ADDRESS=http://elsewhere:8265 would override"):
         dashboard_url("http://head:8265")
+
+
+@pytest.mark.parametrize("address", ["head:dashboard", "http://head:99999", "head:-1", "http://[::1", "http://"])
+def test_an_address_that_has_no_such_port_or_no_host_is_one_sentence(address: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        dashboard_url(address)
+    assert str(refused.value) == f"address {address} is not the address of a Ray dashboard: write http://HOST:8265"

@@ -14,14 +14,17 @@ from test_llm_judge import HELP, PACK, REFUSAL, answer, honest, safety, task
 from safer_ray.backends import llm_judge, rule_judge
 from safer_ray.backends.asker import ScriptedAskerSpec
 from safer_ray.backends.base import JudgeSpec, TeachResult
+from safer_ray.backends.endpoint import EndpointSpec
 from safer_ray.backends.ensemble_judge import EnsembleJudgeSpec, Member
 from safer_ray.backends.fake import FakeJudgeSpec, FakeTeacherSpec, toy_prompts
 from safer_ray.backends.grader import GraderSpec
+from safer_ray.backends.judge_templates import TEMPLATES
 from safer_ray.backends.judge_usage import judge_costs
 from safer_ray.backends.llm_judge import LlmJudgeSpec
 from safer_ray.backends.partial_teacher import judgement_of
 from safer_ray.backends.rule_judge import RuleJudgeSpec
 from safer_ray.backends.selection import SelectionSpec
+from safer_ray.backends.vllm_asker import VllmAskerSpec
 from safer_ray.config import RunConfig
 from safer_ray.core.ensemble import EnsembleRules, Vote, combine
 from safer_ray.core.pairing import PairingRules
@@ -294,13 +297,35 @@ def test_the_cache_lies_where_the_config_says(cache: str) -> None:
 
 
 def test_a_model_without_an_address_runs_on_vllm_in_the_actor() -> None:
-    from safer_ray.backends.vllm_asker import VllmAskerSpec
-
     plain = config(llm={"own": {"model": "embedded:smollm2-135m", "max_model_len": 4096}}, reward=["own"])
     spec = judge_for(plain, plain.judge.reward, RUN)
     assert isinstance(spec, LlmJudgeSpec)
     assert isinstance(spec.asker, VllmAskerSpec)
     assert spec.asker.max_model_len == 4096
+
+
+@pytest.mark.parametrize("base_url", [None, "https://judge.example/v1"], ids=["vllm", "endpoint"])
+@pytest.mark.parametrize(
+    ("model", "settings", "template"),
+    [
+        ("google/shieldgemma-2b", {}, "shieldgemma"),
+        ("yueliu1999/GuardReasoner-8B", {"max_tokens": None}, "guardreasoner"),
+        ("some/model", {}, "rubric"),
+        ("some/model", {"template": "safeguard"}, "safeguard"),
+    ],
+)
+def test_a_judge_answers_at_most_what_its_template_needs_unless_told_otherwise(
+    base_url: str | None, model: str, settings: dict[str, object], template: str
+) -> None:
+    def longest(**more: object) -> int:
+        plain = config(llm={"own": {"model": model, "base_url": base_url, **settings, **more}}, reward=["own"])
+        spec = judge_for(plain, plain.judge.reward, RUN)
+        assert isinstance(spec, LlmJudgeSpec)
+        assert isinstance(spec.asker, EndpointSpec if base_url else VllmAskerSpec)
+        return spec.asker.max_tokens
+
+    assert longest() == TEMPLATES[template].max_tokens
+    assert longest(max_tokens=77) == 77
 
 
 def test_what_judging_cost_rides_in_the_counts_of_an_item() -> None:

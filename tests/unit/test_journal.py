@@ -266,6 +266,44 @@ def test_a_second_writer_is_refused_by_host_and_pid_until_the_first_is_done(tmp_
     assert [entry.event for entry in entries] == [Dropped(phase="teach", item=0, reason="too long")]
 
 
+def of_another_user(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize("reason", ["Permission denied", "Is a directory"])
+def test_a_lock_that_cannot_be_opened_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason == "Is a directory":
+        (tmp_path / "writer.lock").mkdir()
+    else:
+        monkeypatch.setattr(Path, "open", of_another_user)  # root may open what belongs to others
+    begun = (
+        lambda: Journal.resume(tmp_path),
+        lambda: Journal.create(tmp_path, HEAD),
+        lambda: Journal.writable(tmp_path),
+    )
+    for refused in begun:
+        with pytest.raises(JournalError) as told:
+            refused()
+        assert str(told.value) == (
+            f"run directory {tmp_path}: cannot be written ({reason}); free space or fix permissions"
+        )
+
+
+def test_a_disk_that_refuses_to_flush_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    journal = Journal.create(tmp_path, HEAD)
+    monkeypatch.setattr("safer_ray.journal.os.fsync", full)
+    with pytest.raises(JournalError) as told:
+        journal.flush()
+    journal.close()
+    path = tmp_path / JOURNAL
+    assert str(told.value) == f"journal {path}: cannot be written (No space left on device); free space, then --resume"
+
+
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     write(tmp_path, [Dropped(phase="teach", item=0, reason="too long")])
     before = (tmp_path / JOURNAL).read_bytes()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from local_run import write_job
 from typer.testing import CliRunner
 
 from safer_ray.audit_page import write_audit
@@ -16,6 +17,7 @@ from safer_ray.backends.asker import ScriptedAskerSpec
 from safer_ray.backends.base import JudgeTask
 from safer_ray.backends.endpoint import Question
 from safer_ray.backends.fake import FakeJudgeSpec
+from safer_ray.backends.fake_judging import FakeJudge
 from safer_ray.backends.judge_rubric import JudgeCase
 from safer_ray.backends.labelled_answers import SHIPPED_ANSWERS, duels_by, judge_task, read_answers, readings_of
 from safer_ray.backends.llm_judge import LlmJudge, LlmJudgeSpec
@@ -133,6 +135,14 @@ def test_a_bad_label_file_is_refused_with_file_line_and_reason(tmp_path: Path, l
         read_answers(path)
 
 
+def test_a_row_ends_at_its_line_feed_and_at_no_other_separator_that_text_may_hold(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    texts = [f"Sure.{separator}Here you are." for separator in "\u2028\u2029\x85\n\r\x0c\x1c"]
+    rows = [ROW | {"id": f"A{number}", "answer": text} for number, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert [row.answer for row in read_answers(path)] == texts
+
+
 def test_a_second_row_with_the_same_id_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text(SHIPPED_ANSWERS.read_text().splitlines()[0] + "\n" + SHIPPED_ANSWERS.read_text().splitlines()[0])
@@ -156,6 +166,8 @@ class Fussy:
         if any(task.prompt.label == "safe" for task in tasks):
             raise JudgeError("fussy: not a word on safe prompts")
         return self._inner.outcomes(tasks, checkpoint)
+
+    duels = True
 
     def orders(self, pairs: Sequence[tuple[JudgeCase, JudgeCase]]) -> list[Order | None]:
         return ["first" for _ in pairs]
@@ -181,6 +193,38 @@ def test_a_judge_that_likes_the_first_place_is_found_out() -> None:
 
 def first_wins(question: Question) -> str:
     return json.dumps({"reason": "", "better": "first"})
+
+
+def test_only_a_judge_made_to_compare_is_asked_to() -> None:
+    def duels(model: str) -> bool:
+        spec = LlmJudgeSpec(asker=ScriptedAskerSpec(script=first_wins), model=model)
+        return LlmJudge(spec, read_pack("default"), spec.asker.build(), None).duels
+
+    assert [duels(model) for model in ("scripted", "meta-llama/Llama-Guard-3-8B", "google/shieldgemma-2b")] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_judges_of_a_job_are_built_once_for_themselves_and_their_ensemble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = list[FakeJudgeSpec]()
+
+    def counted(spec: FakeJudgeSpec) -> FakeJudge:
+        built.append(spec)
+        return FakeJudge(spec)
+
+    monkeypatch.setattr(FakeJudgeSpec, "build", counted)
+    job = write_job(tmp_path)
+    audits = audit_judges(FEW, [str(job)], ["judge.reporting=[rules, fake]"])
+    assert [audit.judge.partition(" ")[0].partition("(")[0] for audit in audits][1:] == [
+        "fake-judge@1",
+        "ensemble",
+        "vote",
+    ]
+    assert len(built) == 1
 
 
 def test_a_judge_that_is_a_model_is_shown_both_orders() -> None:

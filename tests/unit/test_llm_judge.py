@@ -23,7 +23,7 @@ from safer_ray.core.delimit import data_blocks
 from safer_ray.core.trace import Trace, segments
 from safer_ray.core.verdicts import Ruling, failed, scored
 from safer_ray.errors import JudgeError
-from safer_ray.records import STEP_KINDS, Finish, Message, Prompt, Rollout, Step, StepKind, Verdict
+from safer_ray.records import STEP_KINDS, Finish, Label, Message, Prompt, Rollout, Step, StepKind, Verdict
 
 PACK = read_pack("default")
 PROMPT = Prompt(
@@ -309,6 +309,25 @@ def test_an_answer_without_a_verdict_is_no_outcome() -> None:
     judge, _ = made(lambda question: "hm", canaries=0)
     with pytest.raises(JudgeError, match="no verdict on the answer to p1"):
         judge.outcomes([task(HELP)], "sft")
+
+
+def unclear(question: Question) -> str:
+    return json.dumps({"reason": "half is missing", "class": "unclear"})
+
+
+@pytest.mark.parametrize("label", ["safe", "unsafe"])
+def test_an_answer_whose_class_the_rubric_calls_unclear_is_not_counted_whatever_the_prompt(label: Label) -> None:
+    judge, _ = made(unclear, canaries=0)
+    unsure = JudgeTask(prompt=replace(PROMPT, label=label), rollout=task(HELP).rollout)
+    with pytest.raises(JudgeError, match=r"no verdict on the answer to p1, so it is not counted; .*half is missing"):
+        judge.outcomes([unsure], "sft")
+
+
+def test_where_a_judge_has_no_say_on_harmless_prompts_the_reading_by_rule_stands() -> None:
+    judge, asker = made(template="harmbench", canaries=0)
+    (outcome,) = judge.outcomes([JudgeTask(prompt=replace(PROMPT, label="safe"), rollout=task(HELP).rollout)], "sft")
+    assert (outcome.refusal, outcome.complied) == ("none", True)
+    assert asker.asked == []
 
 
 # ---- cache and cost --------------------------------------------------------------------------------------------
