@@ -5,6 +5,7 @@ Trains one optimiser step of each stage per ZeRO stage from the same start, and 
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from dataclasses import replace
@@ -55,3 +56,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # An actor's process ends like this, too. Taking the interpreter down has aborted in a thread that torch had left.
+    sys.stdout.flush()
+    os._exit(0)
