@@ -133,7 +133,7 @@ def selection_spec(config: RunConfig, run_dir: RunDir) -> SelectionSpec | None:
     return SelectionSpec(judge=judge_for(config, config.judge.selection, run_dir), floor=config.judge.selection_floor)
 
 
-def judge_threads(config: RunConfig) -> int:
+def judge_calls(config: RunConfig) -> int:
     """Return how many items one judge actor works on at once: waiting for an endpoint takes no core."""
     section = config.judge
     used = {*section.reward, *section.selection, *section.reporting}

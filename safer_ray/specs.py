@@ -39,7 +39,7 @@ from safer_ray.core.pairing import PairingRules
 from safer_ray.core.plan import Phase
 from safer_ray.core.rule_text import student_system_prompt
 from safer_ray.core.scaling import ElasticRule
-from safer_ray.judge_specs import judge_for, judge_threads, pairing_ahead, reward_judge, selection_spec
+from safer_ray.judge_specs import judge_calls, judge_for, pairing_ahead, reward_judge, selection_spec
 from safer_ray.rundir import RunDir
 from safer_ray.stage_config import OptimConfig
 
@@ -69,13 +69,15 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, resume_from: Pat
             ask=_ask(config.sampler.resources, workers=config.sampler.tensor_parallel),
             count=config.sampler.replicas,
             threads=config.sampler.threads or default_threads(),
+            calls=config.loop.max_in_flight,
             elastic=_rule(config.sampler.elastic),
         ),
         grader=grader,
         grader_crew=Crew(
             ask=_ask(config.judge.resources),
             count=config.judge.replicas,
-            threads=max(judge_threads(config), config.teacher.concurrency if asks_teacher else 1),
+            threads=1,
+            calls=max(judge_calls(config), config.teacher.concurrency if asks_teacher else 1),
             elastic=_rule(config.judge.elastic),
         ),
         learner=learner_plan(config, run_dir, model, resume_from) if trains else None,

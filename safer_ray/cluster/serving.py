@@ -20,17 +20,22 @@ from safer_ray.errors import SaferRayError, WeightsError
 from safer_ray.records import WeightsRef
 
 logger = logging.getLogger(__name__)
-_SAMPLER_CALLS = 1024
-"""Requests one sampler takes at once; its engine makes one batch of them."""
+_OWN_CALLS = 4
+"""What is asked of a sampler beside requests: weights, whether it is alive, its counters, to close."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
-    """The replicas of one role: what each asks for, how many at first, and how many when (None: always so many)."""
+    """The replicas of one role: what each asks for, how many at first, and how many when (None: always so many).
+
+    Each computes in ``threads`` and takes ``calls`` at once. A call waits in a thread of its own, and Ray starts them
+    all with the actor: 48 samplers of 1,024 calls each used up the process ids of a machine.
+    """
 
     ask: Ask
     count: int
     threads: int
+    calls: int
     elastic: ElasticRule | None = None
 
 
@@ -61,14 +66,16 @@ class Serving:
         replica.group = await place(replica.name, ask, strategy="STRICT_PACK", deadline_s=self._patience.start_s)
         options = actor_options(replica.group, ask, threads=self.sampler_crew.threads)
         actor: Any = SamplerActor
-        replica.actor = actor.options(**options, max_concurrency=_SAMPLER_CALLS).remote(self._sampler)
+        replica.actor = actor.options(**options, max_concurrency=self.sampler_crew.calls + _OWN_CALLS).remote(
+            self._sampler
+        )
 
     async def _place_grader(self, replica: Replica) -> None:
         ask = self.grader_crew.ask
         replica.group = await place(replica.name, ask, strategy="PACK", deadline_s=self._patience.start_s)
-        options = actor_options(replica.group, ask, threads=1)
+        options = actor_options(replica.group, ask, threads=self.grader_crew.threads)
         actor: Any = GraderActor
-        replica.actor = actor.options(**options, max_concurrency=self.grader_crew.threads).remote(self._grader)
+        replica.actor = actor.options(**options, max_concurrency=self.grader_crew.calls).remote(self._grader)
 
     # ---- weights ----
 

@@ -317,7 +317,7 @@ def test_weights_count_as_published_once_a_sampler_has_them_even_if_all_died_of_
     async def story() -> None:
         ref = WeightsRef(version=1, checksum="c", uri="/weights", nbytes=1)
         plans = iter([{"load_weights": ActorDiedError()}] * 2)
-        place = serving_module.Crew(ask=Ask(cpus=1), count=2, threads=1)
+        place = serving_module.Crew(ask=Ask(cpus=1), count=2, threads=1, calls=4)
         serving = serving_module.Serving((None, place), (None, place), PATIENCE)  # type: ignore[arg-type]
 
         async def create(replica: Replica) -> None:

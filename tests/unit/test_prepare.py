@@ -11,6 +11,8 @@ from local_run import BANNED, LocalRun, prepared, write_job
 from safer_ray.config_file import load_config
 from safer_ray.errors import ConfigError
 from safer_ray.prepare import Preparation, prepare
+from safer_ray.rundir import RunDir
+from safer_ray.specs import fleet_of
 
 
 def ids(prep: Preparation, phase: str) -> list[str]:
@@ -96,3 +98,11 @@ def test_a_category_the_rule_pack_lacks_is_refused(tmp_path: Path) -> None:
 def test_a_phase_without_prompts_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"phase evaluate-base: there are no prompts for it; check prompts.sources"):
         prepared(tmp_path, f"prompts.sources=[{{path: {json.dumps(str(tmp_path / 'prompts.jsonl'))}, split: train}}]")
+
+
+def test_a_sampler_takes_no_more_calls_at_once_than_prompts_may_be_in_flight(tmp_path: Path) -> None:
+    """Each call has a thread, started with its actor: many samplers on a node must not use up its threads."""
+    config = load_config(write_job(tmp_path), ["loop.max_in_flight=7", "sampler.threads=3"])
+    fleet = fleet_of(config, RunDir(tmp_path / "run"), model="fake", resume_from=None)
+    assert (fleet.sampler_crew.calls, fleet.sampler_crew.threads) == (7, 3)
+    assert (fleet.grader_crew.calls, fleet.grader_crew.threads) == (1, 1)
