@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from safer_ray.backends.cpu_kernels import kernels_for
 from safer_ray.backends.fused_layers import fuse
 from safer_ray.backends.tree_attention import NAME, TreeMask, check_model_type
+from safer_ray.backends.wide_products import widen
 from safer_ray.core.packing import Pack
 
 KEPT_LOGITS = 2**28
@@ -64,6 +65,7 @@ class LogprobModel(torch.nn.Module):
             raise ValueError(f"load the model with attn_implementation={NAME!r}")
         self.model = model
         fuse(model)
+        widen(model)
         self._softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
 
     def forward(self, row: Row) -> torch.Tensor:
