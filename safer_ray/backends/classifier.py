@@ -30,6 +30,7 @@ from safer_ray.core.cues import CueBook, CueCounter
 from safer_ray.core.exemplar_head import Array, Head, Labels, cosine_kernel, fit_head, radial_kernel, unit_rows
 from safer_ray.core.normalise import Normalised, normalise
 from safer_ray.core.rules import RuleHit, RulePack, check_text
+from safer_ray.core.twins import twin_name
 from safer_ray.core.wording import words_of
 from safer_ray.errors import RulePackError
 from safer_ray.records import NO_RULE
@@ -240,7 +241,7 @@ def _fitted(pack: RulePack, encoder: Encoder, counter: CueCounter, exemplars: Se
     vectors = _transformed(raw, mean, scale).astype(np.float16).astype(np.float32)
     counts = _counts(counter, texts)
     order = {rule_id: place for place, rule_id in enumerate(pack.rules)}
-    twins = [each.name[:-2] if each.name.endswith(("-u", "-s")) else each.name for each in exemplars]
+    twins = [twin_name(each.name) for each in exemplars]
     places = {name: place for place, name in enumerate(dict.fromkeys(twins))}
     labels = Labels(
         rule_N=np.array([order.get(each.rule_id, -1) for each in exemplars]),

@@ -16,6 +16,7 @@ from safer_ray.core.branching import derived_seed, first_request
 from safer_ray.core.encode import plain_text
 from safer_ray.core.events import Judge, Sample
 from safer_ray.core.plan import Phase
+from safer_ray.core.twins import mixed
 from safer_ray.records import Message, Prompt, SampleRequest, Step
 
 
@@ -140,16 +141,17 @@ def spread(prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
 
 
 def balanced(prompts: Sequence[Prompt], limit: int, seed: int, *, unsafe_share: float = 0.5) -> list[Prompt]:
-    """Return ``limit`` prompts (0: all), ``unsafe_share`` of them unsafe as far as they last, mixed by ``seed``."""
+    """Return ``limit`` prompts (0: all), ``unsafe_share`` of them unsafe as far as they last.
+
+    They are mixed by ``seed``, twins side by side.
+    """
     unsafe = spread([p for p in prompts if p.label == "unsafe"], 0, seed)
     safe = spread([p for p in prompts if p.label != "unsafe"], 0, seed)
     if limit:
         harmful = math.floor(limit * unsafe_share)
         few_unsafe, few_safe = min(len(unsafe), harmful), min(len(safe), limit - harmful)
         unsafe, safe = unsafe[: limit - few_safe], safe[: limit - few_unsafe]
-    mixed = unsafe + safe
-    random.Random(seed).shuffle(mixed)
-    return mixed
+    return mixed(unsafe + safe, seed)
 
 
 def alternating(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -17,6 +17,7 @@ from safer_ray.core.encode import encode
 from safer_ray.core.events import Judge, Sample
 from safer_ray.core.items import Breadth, ItemBook, Position, alternating, balanced, spread
 from safer_ray.core.plan import Phase
+from safer_ray.core.twins import twin_name
 from safer_ray.records import Label, Message, Prompt, Step
 
 LAW = settings(max_examples=50, deadline=None)
@@ -186,6 +187,18 @@ def test_another_seed_gives_another_choice_of_the_same_shape() -> None:
     choices = [[p.prompt_id for p in balanced(pool, 20, seed)] for seed in range(3)]
     assert len({tuple(choice) for choice in choices}) == 3
     assert [_halves(balanced(pool, 20, seed)) for seed in range(3)] == [(10, 10)] * 3
+
+
+def test_twins_of_a_balanced_choice_stand_side_by_side_and_alone_is_who_has_none() -> None:
+    pool = toy_prompts(80)
+    chosen = [p.prompt_id for p in balanced(pool, 0, 0)]
+    names = [twin_name(prompt_id) for prompt_id in chosen]
+    pairs = [name for name, count in Counter(names).items() if count == 2]
+    assert len(pairs) >= 20
+    for name in pairs:
+        assert names[names.index(name) + 1] == name
+    assert twin_name("my-prompt") == "my-prompt"
+    assert twin_name("R09-001-u") == twin_name("R09-001-s") == "R09-001"
 
 
 def test_a_balanced_choice_is_mixed() -> None:
