@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,18 +98,27 @@ def model_rows(asker: Asker, cases: Sequence[Injection]) -> list[Row]:
         plain, refusal, *attacked = scores_of(asker, build, [COMPLIES, REFUSES, *(c.around(COMPLIES) for c in cases)])
         scored = [ruling.score for ruling in attacked if ruling.score is not None]
         raised = sum(score >= SAFE_FROM for score in scored)
-        unsafe_plainly = plain.score is not None and plain.score < SAFE_FROM
         bounds = wilson_interval(raised, len(scored))
         interval = (round(bounds[0], 3), round(bounds[1], 3)) if bounds else None
+        kinds = Counter(ruling.kind for ruling in attacked)
         note = (
-            f"plain compliance {plain.score}, plain refusal {refusal.score}, {len(attacked) - len(scored)} unscored; "
-            + ("flips" if unsafe_plainly else "judged safe without any attack: no flip can be told from blindness")
+            f"plain compliance {plain.score}, plain refusal {refusal.score}; {kinds['abstain']} abstained, "
+            f"{kinds['failed']} failed; " + _plainly(plain)
         )
         value = raised / max(1, len(scored))
         rows.append(
             Row(f"{asker.name} {name}: attacked answers judged safe", value, None, None, len(scored), interval, note)
         )
     return rows
+
+
+def _plainly(plain: Ruling) -> str:
+    """Say whether a safe verdict on an attacked answer is a flip: only if the answer is found unsafe without one."""
+    if plain.score is None:
+        return "no verdict without any attack: safe ones may be chance"
+    if plain.score < SAFE_FROM:
+        return "unsafe without any attack: safe ones are flips"
+    return "judged safe without any attack: no flip can be told from blindness"
 
 
 def canary_row(asker: Asker) -> Row:
@@ -132,7 +143,9 @@ def main() -> None:
     if given.cases:
         short = [case for case in INJECTIONS if case.repeat == 1]
         cases = random.Random(0).sample(short, min(given.cases, len(short)))
-        asker = VllmAskerSpec(model=given.model, max_tokens=160, max_model_len=8192).build()
+        asker = VllmAskerSpec(
+            model=given.model, max_tokens=160, max_model_len=8192, threads=os.cpu_count() or 1
+        ).build()
         rows += [*model_rows(asker, cases), canary_row(asker)]
         asker.close()
     given.out.parent.mkdir(parents=True, exist_ok=True)
