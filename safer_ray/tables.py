@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from types import NoneType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -36,6 +38,25 @@ KINDS: dict[type, str] = {
     Outcome: "outcomes/1",
 }
 _SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def leave_pandas_out() -> None:
+    """Tell pyarrow, before its first conversion, that there is no pandas; for processes that convert records only.
+
+    That conversion asks whether it was given a Series, and imports pandas to know: 1.3 s and 46 MiB in every worker.
+    A pandas too old to work with is one that pyarrow does without; ``to_pandas`` fails in this process afterwards.
+    """
+    if "pandas" in sys.modules:
+        return
+    too_old: Any = ModuleType("pandas")
+    too_old.__version__ = "0.0"
+    sys.modules["pandas"] = too_old
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pa.array([None])
+    finally:
+        del sys.modules["pandas"]
 
 
 _HINTS: dict[Any, dict[str, Any]] = {}

@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100, help="broken runs on fakes")
     parser.add_argument("--local", type=int, default=40, help="how many of these have no cluster, but real processes")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--slots", type=int, default=2, help="clusters that runs are broken on side by side")
+    parser.add_argument("--slots", type=int, default=2, help="runs that are broken side by side")
     parser.add_argument("--real", type=int, default=4, help="broken runs on vLLM and DeepSpeed")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds after which no run is begun")
     parser.add_argument("--resume", action="store_true", help="go on with the results file: only runs it lacks")
@@ -203,30 +203,34 @@ def main() -> None:
     given = parser.parse_args()
     if not given.resume:
         given.json.unlink(missing_ok=True)
-    results = Results(given.json)
+    results, begun = Results(given.json), time.monotonic()
     done, last = set(results.read().names), given.first_seed + given.runs
     middle = given.first_seed + max(0, given.runs - given.local)
-    break_local([n for n in range(middle, last) if f"local {n}" not in done], given.budget / 2, results.add)
-    seeds = [n for n in range(given.first_seed, middle) if f"seed {n}" not in done]
-    if seeds and given.slots > 1:
-        _side_by_side(seeds, given.slots, given.json)
-    elif seeds:
-        break_fakes(seeds, given.budget / 2, results.add)
+    for kind, who, breaks, seeds in (
+        ("local", "local", break_local, range(middle, last)),
+        ("cluster", "seed", break_fakes, range(given.first_seed, middle)),
+    ):
+        left = [seed for seed in seeds if f"{who} {seed}" not in done]
+        if left and given.slots > 1:
+            _side_by_side(kind, left, given.slots, given.json)
+        elif left:
+            breaks(left, given.budget / 2, results.add)
     if given.real:
         from benchmarks.chaos.real import BREAKS, break_real
 
         wanted = [fault for fault in BREAKS[: given.real] if f"real {fault.name}" not in done]
         if wanted:
             break_real(wanted, results.add)
+    results.add(Tally(took_s=round(time.monotonic() - begun, 1)))
     results.close()
-    sys.stdout.write(given.json.read_text(encoding="utf-8") if given.json.exists() else "nothing was carried out\n")
+    sys.stdout.write(given.json.read_text(encoding="utf-8"))
     sys.exit(not results.read().clean)
 
 
-def _side_by_side(seeds: list[int], slots: int, figures: Path) -> None:
-    """Share the seeds out over processes, each with a cluster of its own; they add to the figures themselves."""
+def _side_by_side(kind: str, seeds: list[int], slots: int, figures: Path) -> None:
+    """Share the seeds out over processes, each with a stage of its own; they add to the figures themselves."""
     parts = [seeds[slot::slots] for slot in range(slots)]
-    words = [sys.executable, "-m", "benchmarks.chaos.share", str(figures)]
+    words = [sys.executable, "-m", "benchmarks.chaos.share", str(figures), kind]
     started = [subprocess.Popen([*words, *map(str, part)]) for part in parts if part]
     for process in started:
         process.wait()

@@ -24,7 +24,15 @@ ROLES = {"sampler": "ray::SamplerActor", "judge": "ray::GraderActor", "learner":
 SHARED_MEMORY = Path("/dev/shm")
 _OWN_MARK, _OWN_TOKEN = secrets.token_hex(8), secrets.token_hex(32)
 """One of each for this process: drivers are forked from a server that keeps the environment it began with."""
-_PRELOADED = ["safer_ray.cli", "safer_ray.run", "safer_ray.cluster.world", "safer_ray.report", "safer_ray.plots"]
+_PRELOADED = [
+    "safer_ray.cli",
+    "safer_ray.run",
+    "safer_ray.cluster.world",
+    "safer_ray.report",
+    "safer_ray.plots",
+    "pandas",
+]
+"""What drivers import; pyarrow imports pandas at its first conversion."""
 
 
 class Stage:

@@ -26,6 +26,8 @@ class Tally:
     resumptions: int = 0
     wall_s: float = 0.0
     """Of the broken runs, added up; runs side by side count each."""
+    took_s: float = 0.0
+    """Of the whole command, clusters and unbroken runs included; a resumed one adds to it."""
     by_fault: dict[str, int] = field(default_factory=dict)  # a Counter does not survive asdict
     names: list[str] = field(default_factory=list)
     """The runs that were carried out: ``local SEED`` (the driver alone), ``seed SEED`` (on Ray), ``real FAULT``."""
@@ -41,6 +43,7 @@ class Tally:
         self.names = sorted({*self.names, *other.names})
         self.notes += other.notes
         self.wall_s = round(self.wall_s + other.wall_s, 1)
+        self.took_s = round(self.took_s + other.took_s, 1)
 
     @property
     def clean(self) -> bool:

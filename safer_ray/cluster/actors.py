@@ -20,7 +20,7 @@ from safer_ray.backends.lookahead import sample_ahead
 from safer_ray.backends.world import oldest_version
 from safer_ray.errors import JudgeError, LearnerError, SaferRayError, SamplerError, TeacherError, WeightsError, boundary
 from safer_ray.records import Prompt, Rollout, SampleRequest, WeightsRef
-from safer_ray.tables import from_table, to_table
+from safer_ray.tables import from_table, leave_pandas_out, to_table
 
 
 def node_id() -> str:
@@ -47,6 +47,7 @@ class SamplerActor:
 
     def ready(self) -> str:
         """Start the engine; return the node it runs on. Not in ``__init__``: what fails there loses its type."""
+        leave_pandas_out()
         with boundary(SamplerError, "sampler start"):
             self._sampler = self._spec.build()
             return node_id()
@@ -93,6 +94,7 @@ class GraderActor:
 
     def ready(self) -> str:
         """Build judge and teacher; return the node they run on."""
+        leave_pandas_out()
         with boundary(JudgeError, "judge start"):
             self._grader = self._spec.build()
             return node_id()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -328,3 +330,18 @@ def test_an_outcome_without_a_trace_is_neither_consistent_nor_not(tmp_path: Path
     )
     write_bundle([to_table([outcome], Outcome)], tmp_path / "o.arrow")
     assert from_table(read_bundle(tmp_path / "o.arrow")["outcomes/1"], Outcome) == [outcome]
+
+
+def test_a_worker_converts_records_without_importing_pandas_and_may_import_it_afterwards() -> None:
+    code = """
+import sys
+from safer_ray.records import Message, Prompt
+from safer_ray.tables import from_table, leave_pandas_out, to_table
+leave_pandas_out()
+prompts = [Prompt(prompt_id="a", messages=(Message(role="user", content="Hello?"),), label="safe")]
+assert from_table(to_table(prompts, Prompt), Prompt) == prompts
+assert "pandas" not in sys.modules
+import pandas
+assert pandas.Series([1]).sum() == 1
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
