@@ -159,16 +159,7 @@ class LearnerConfig(Section):
         2, description="ZeRO: what is sharded over the ranks; 1 optimiser state, 2 and gradients, 3 and weights"
     )
     lora_rank: int = Field(0, ge=0, description="0 trains all weights; above 0 trains adapters, merged when published")
-    frozen_layers: int = Field(
-        0, ge=0, description="the lowest layers that stay as they are; a step is shorter and needs less memory"
-    )
     gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
-
-    @model_validator(mode="after")
-    def _one_way_of_training_less(self) -> LearnerConfig:
-        if self.lora_rank and self.frozen_layers:
-            raise ValueError("learner.lora_rank freezes all layers, learner.frozen_layers some; set one of them to 0")
-        return self
 
 
 class LoopConfig(Section):

@@ -231,7 +231,6 @@ def learner_spec(config: RunConfig, run_dir: RunDir, model: str, resume_from: Pa
                 threads=section.threads or default_threads(),
                 gradient_checkpointing=section.gradient_checkpointing,
                 lora_rank=section.lora_rank,
-                frozen_layers=section.frozen_layers,
                 trust_remote_code=config.model.trust_remote_code,
                 seed=config.seed,
                 reference_cache=str(run_dir.reference_cache),

@@ -49,11 +49,10 @@ class DeepSpeedLearnerSpec:
     """Builds one rank of a :class:`DeepSpeedLearner` group.
 
     ``threads`` is per rank on CPUs, 0 leaves torch's default. ``lora_rank`` 0 trains all weights; otherwise adapters,
-    merged in what is published and saved. The lowest ``frozen_layers`` stay as they are. ``weights_dir`` is where
-    versions are published: shared memory, or for samplers on other machines a directory all of them mount.
-    ``reference_cache`` is a directory that keeps reference log-probs between stages and runs; None keeps none.
-    ``resume_from`` is a checkpoint to go on from exactly as the learner that saved it would have; the model is then
-    still the one that learner began with.
+    merged in what is published and saved. ``weights_dir`` is where versions are published: shared memory, or for
+    samplers on other machines a directory all of them mount. ``reference_cache`` is a directory that keeps reference
+    log-probs between stages and runs; None keeps none. ``resume_from`` is a checkpoint to go on from exactly as the
+    learner that saved it would have; the model is then still the one that learner began with.
     """
 
     model: str
@@ -62,7 +61,6 @@ class DeepSpeedLearnerSpec:
     threads: int = 0
     gradient_checkpointing: bool = False
     lora_rank: int = 0
-    frozen_layers: int = 0
     trust_remote_code: bool = False
     seed: int = 0
     weights_dir: str = "/dev/shm"
@@ -88,7 +86,7 @@ class DeepSpeedLearner:
 
     def __init__(self, spec: DeepSpeedLearnerSpec, rank: int, world_size: int, device: torch.device) -> None:
         from safer_ray.backends.learner_state import restore_state
-        from safer_ray.backends.policy_model import choose_trained, load_policy
+        from safer_ray.backends.policy_model import add_lora, load_policy
         from safer_ray.backends.reference import ReferenceWeights
 
         self._spec, self._rank, self._ranks, self._device = spec, rank, world_size, device
@@ -99,7 +97,8 @@ class DeepSpeedLearner:
             trust_remote_code=spec.trust_remote_code,
             zero3_config=config if spec.zero_stage == 3 else None,
         )
-        choose_trained(self._policy, lora_rank=spec.lora_rank, frozen_layers=spec.frozen_layers, seed=spec.seed)
+        if spec.lora_rank:
+            add_lora(self._policy, rank=spec.lora_rank, seed=spec.seed)
         if spec.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = initialize(self._policy, config)

@@ -76,40 +76,6 @@ def add_lora(policy: LogprobModel, *, rank: int, seed: int) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def choose_trained(policy: LogprobModel, *, lora_rank: int, frozen_layers: int, seed: int) -> None:
-    """Freeze what is not to be trained: all but adapters, the lowest layers, or nothing.
-
-    Raises:
-        ModelError: if nothing would be left.
-    """
-    if frozen_layers:
-        freeze_lower(policy, frozen_layers)
-    if lora_rank:
-        add_lora(policy, rank=lora_rank, seed=seed)
-
-
-def freeze_lower(policy: LogprobModel, layers: int) -> None:
-    """Leave the lowest ``layers`` decoder layers as they are, and what enters them.
-
-    Nothing is computed backwards through them, and they have no gradients, masters or moments. The output layer is
-    trained; embeddings tied to it follow it.
-
-    Raises:
-        ModelError: if the model has no layer above them.
-    """
-    decoder = policy.model.base_model.layers
-    if layers >= len(decoder):
-        raise ModelError(
-            f"learner: frozen_layers {layers} leaves nothing of the model's {len(decoder)} layers to train; take fewer"
-        )
-    entering = policy.model.get_input_embeddings()
-    for module in decoder[:layers]:
-        module.requires_grad_(False)
-    if entering.weight is not policy.model.get_output_embeddings().weight:
-        entering.requires_grad_(False)
-    entering.register_forward_hook(lambda module, given, embedded: embedded.detach())
-
-
 def merged_state(policy: LogprobModel, *, zero_stage: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield whole weights under their plain Hugging Face names, adapters merged in; a collective under ZeRO-3.
 
@@ -132,4 +98,4 @@ def merged_state(policy: LogprobModel, *, zero_stage: int) -> Iterator[tuple[str
             yield name.replace(_BASE, "."), tensor
 
 
-__all__ = ["LORA_SCALE", "add_lora", "choose_trained", "load_policy", "merged_state", "torch_dtype"]
+__all__ = ["LORA_SCALE", "add_lora", "load_policy", "merged_state", "torch_dtype"]

@@ -63,10 +63,6 @@ def test_where_no_known_key_is_near_all_of_them_are_listed(tmp_path: Path) -> No
         ("model: {id: m}\nsampler:\n  replicas: 0\n", ("job.yaml:3: sampler.replicas:", "greater than", "given: 0")),
         ("model: m\n", ("job.yaml:1: model:", "given: 'm'")),
         ("model: {id: m}\nlearner: {zero_stage: 4}\n", ("job.yaml:2: learner.zero_stage:", "0, 1, 2 or 3", "given: 4")),
-        (
-            "model: {id: m}\nlearner: {lora_rank: 8, frozen_layers: 2}\n",
-            ("job.yaml:2: learner", "set one of them to 0"),
-        ),
         ("model: {id: m}\nname: a/b\n", ("job.yaml:2: name:", "pattern", "given: 'a/b'")),
         ("model: {id: m}\nsft: {optim: {lr: 0}}\n", ("job.yaml:2: sft.optim.lr:", "greater than 0", "given: 0")),
         ("name: x\n", ("job.yaml: model is missing",)),
