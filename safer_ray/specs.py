@@ -31,7 +31,7 @@ from safer_ray.cluster.replica import Patience
 from safer_ray.cluster.serving import Crew
 from safer_ray.cluster.training import LearnerPlan
 from safer_ray.cluster.world import Fleet
-from safer_ray.config import ElasticConfig, Resources, RunConfig
+from safer_ray.config import ElasticConfig, LearnerConfig, Resources, RunConfig, SamplerConfig
 from safer_ray.config_file import default_threads
 from safer_ray.core.curation import Curation
 from safer_ray.core.decontamination import banned_runs
@@ -68,7 +68,7 @@ def fleet_of(config: RunConfig, run_dir: RunDir, *, model: str, resume_from: Pat
         sampler_crew=Crew(
             ask=_ask(config.sampler.resources, workers=config.sampler.tensor_parallel),
             count=config.sampler.replicas,
-            threads=config.sampler.threads or default_threads(),
+            threads=_threads(config.sampler),
             calls=config.loop.max_in_flight,
             elastic=_rule(config.sampler.elastic),
         ),
@@ -100,9 +100,14 @@ def learner_plan(config: RunConfig, run_dir: RunDir, model: str, resume_from: Pa
     return LearnerPlan(
         after=after,
         ask=_ask(config.learner.resources, workers=config.learner.ranks),
-        threads=config.learner.threads or default_threads(),
+        threads=_threads(config.learner),
         restarts=config.cluster.learner_restarts,
     )
+
+
+def _threads(section: SamplerConfig | LearnerConfig) -> int:
+    """Return the CPU threads of one worker; fakes compute nothing."""
+    return 1 if section.kind == "fake" else section.threads or default_threads()
 
 
 def _rule(section: ElasticConfig | None) -> ElasticRule | None:

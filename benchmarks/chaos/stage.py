@@ -52,6 +52,7 @@ class Stage:
                 "include_dashboard": False,
                 "object_store_memory": 128 << 20,
                 "temp_dir": str(self.scratch),
+                "_system_config": {"prestart_worker_first_driver": False},
             },
         )
         self.address = str(self._ray.address)

@@ -96,10 +96,11 @@ def release(group: PlacementGroup | None) -> None:
 def actor_options(group: PlacementGroup | None, ask: Ask, index: int = 0, *, threads: int = 0) -> dict[str, Any]:
     """Return the ``.options(...)`` of an actor in bundle ``index``.
 
-    OMP_NUM_THREADS is set because Ray otherwise sets it to the number of CPUs an actor asked for.
+    OMP_NUM_THREADS is set because Ray otherwise sets it to the number of CPUs an actor asked for, 1 for fewer than two.
+    Where that is what is wanted it is left to Ray: an actor with an environment needs a worker started for it alone.
     """
     options: dict[str, Any] = {"num_cpus": ask.cpus, "num_gpus": ask.gpus, "resources": dict(ask.custom)}
-    if threads:
+    if threads and not (threads == 1 and ask.cpus < 2):
         options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
     if group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(

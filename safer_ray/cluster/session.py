@@ -111,5 +111,7 @@ def _start(object_store_mib: int, scratch: str) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
             _temp_dir=scratch,
+            # Workers started in advance have no environment of ours: they would be idle to the end.
+            _system_config={"prestart_worker_first_driver": False},
         )
     logger.info("started ray cpus=%d object_store_mib=%d", os.cpu_count() or 1, object_store_mib)
