@@ -32,6 +32,8 @@ JOB_SEEDS = 4
 """Broken runs share this many unbroken ones to be compared with."""
 PLACES = ("sampler.resources.custom.worker=1", "learner.resources.custom.worker=1")
 """Samplers and ranks live on the node whose raylet is killed; drivers and judges on the head."""
+POOLS = ((2, 2), (1, 2), (1, 1), (2, 1))
+"""Samplers and judges by seed of the job: with one of a kind all its work waits for the replacement."""
 
 
 class Fakes:
@@ -44,7 +46,9 @@ class Fakes:
         self.mounts = True
 
     def _words(self, job_seed: int, root: Path) -> list[str]:
-        sets = (f"seed={job_seed}", f"cluster.address={self._stage.address}", "loop.max_tries=20",
+        samplers, judges = POOLS[job_seed % len(POOLS)]
+        sets = (f"seed={job_seed}", f"sampler.replicas={samplers}", f"judge.replicas={judges}",
+                f"cluster.address={self._stage.address}", "loop.max_tries=20",
                 "loop.start_deadline_s=120", "loop.call_deadline_s=30", *PLACES)  # fmt: skip
         return ["run", "tiny_fake", f"--run-dir={root}", *(word for each in sets for word in ("--set", each))]
 
