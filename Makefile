@@ -40,7 +40,7 @@ laws: install ## the laws of the unit tests on 1,000 examples each instead of 10
 fuzz: install ## 100,000 made-up inputs for every reader of foreign text (needs: pip install --no-deps atheris)
 	$(BIN)/python -m benchmarks.fuzz
 
-chaos: install ## break 100 runs on fakes and 4 on the real stack on purpose; about an hour on 2 cores
+chaos: install ## break 100 runs on fakes and 4 on the real stack on purpose; about half an hour on 2 cores
 	$(WITH_PATH) $(BIN)/python -m benchmarks.chaos
 
 format: install ## format the code and mend what the linter can
