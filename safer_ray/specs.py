@@ -106,8 +106,8 @@ def learner_plan(config: RunConfig, run_dir: RunDir, model: str, resume_from: Pa
 
 
 def _threads(section: SamplerConfig | LearnerConfig) -> int:
-    """Return the CPU threads of one worker; fakes compute nothing."""
-    return 1 if section.kind == "fake" else section.threads or default_threads()
+    """Return the CPU threads of one worker: those that are set, else all; fakes compute nothing."""
+    return section.threads or (1 if section.kind == "fake" else default_threads())
 
 
 def _rule(section: ElasticConfig | None) -> ElasticRule | None:
