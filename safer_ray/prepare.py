@@ -188,16 +188,21 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
 
     Rounds take prompts no trace was written for first: siblings of a prompt the policy was taught by heart
     hardly differ. Every round is half unsafe, with the same forms on both sides, as far as they last, or its
-    preferences would pull the policy towards refusing or answering as such.
+    preferences would pull the policy towards refusing or answering as such. So they choose before SFT does where it
+    leaves any: what it leaves of near misses may be none, and against ordinary questions a policy learns to refuse.
     """
     banned = set(config.prompts.never_sample)
     train = [p for p in prompts if p.split != "test"]
-    order = spread(train, 0, config.seed)
-    teach = balanced(train, config.sft.max_prompts, config.seed, unsafe_share=config.sft.unsafe_share)
+    order = [p for p in spread(train, 0, config.seed) if p.category not in banned]
+    left = max(0, len(train) - config.sft.max_prompts) if config.sft.max_prompts else 0
+    first = alternating(order)[: min(left, config.erpo.rounds * (config.erpo.prompts_per_round or len(order)))]
+    kept = {p.prompt_id for p in first}
+    taught_from = [p for p in train if p.prompt_id not in kept]
+    teach = balanced(taught_from, config.sft.max_prompts, config.seed, unsafe_share=config.sft.unsafe_share)
     taught = {p.prompt_id for p in teach} if "synth" in config.stages else set()
-    fresh = [p for p in order if p.prompt_id not in taught and p.category not in banned]
-    known = [p for p in order if p.prompt_id in taught and p.category not in banned]
-    pool = alternating(fresh) + alternating(known)
+    fresh = [p for p in order if p.prompt_id not in taught | kept]
+    known = [p for p in order if p.prompt_id in taught]
+    pool = first + alternating(fresh) + alternating(known)
     size = min(config.erpo.prompts_per_round or len(pool), len(pool))
     starts = [number * size for number in range(config.erpo.rounds if pool else 0)]
     rounds = [[pool[(start + offset) % len(pool)] for offset in range(size)] for start in starts]

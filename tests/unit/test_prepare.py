@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from local_run import BANNED, LocalRun, prepared, write_job
 
-from safer_ray.config_file import load_config
+from safer_ray.config_file import find_job, load_config
 from safer_ray.errors import ConfigError
 from safer_ray.prepare import Preparation, prepare
+from safer_ray.records import NO_RULE
 from safer_ray.rundir import RunDir
 from safer_ray.specs import fleet_of
 
@@ -52,6 +53,15 @@ def test_rounds_take_prompts_no_trace_was_written_for_first_and_differ(tmp_path:
     assert (len(taught), len(first), len(second)) == (4, 5, 5)
     assert not first & taught
     assert not first & second
+
+
+def test_rounds_of_the_demo_set_near_misses_against_unsafe_prompts_although_sft_could_use_them_all() -> None:
+    prep = prepare(load_config(find_job("demo_cpu"), []))
+    assert len(prep.by_phase["teach"]) == prep.config.sft.max_prompts
+    for phase in ("explore-1", "explore-2"):
+        safe = [prompt for prompt in prep.by_phase[phase] if prompt.label == "safe"]
+        near = [prompt for prompt in safe if prompt.category != NO_RULE]
+        assert len(near) >= 0.75 * len(safe) > 0
 
 
 def test_every_round_is_half_unsafe_as_far_as_they_last(tmp_path: Path) -> None:
