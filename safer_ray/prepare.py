@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -194,11 +195,12 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
     banned = set(config.prompts.never_sample)
     train = [p for p in prompts if p.split != "test"]
     order = [p for p in spread(train, 0, config.seed) if p.category not in banned]
-    left = max(0, len(train) - config.sft.max_prompts) if config.sft.max_prompts else 0
-    first = alternating(order)[: min(left, config.erpo.rounds * (config.erpo.prompts_per_round or len(order)))]
+    teach_of = partial(balanced, limit=config.sft.max_prompts, seed=config.seed, unsafe_share=config.sft.unsafe_share)
+    first = _set_aside(
+        order, train, teach_of(train), config.erpo.rounds * (config.erpo.prompts_per_round or len(order))
+    )
     kept = {p.prompt_id for p in first}
-    taught_from = [p for p in train if p.prompt_id not in kept]
-    teach = balanced(taught_from, config.sft.max_prompts, config.seed, unsafe_share=config.sft.unsafe_share)
+    teach = teach_of([p for p in train if p.prompt_id not in kept])
     taught = {p.prompt_id for p in teach} if "synth" in config.stages else set()
     fresh = [p for p in order if p.prompt_id not in taught | kept]
     known = [p for p in order if p.prompt_id in taught]
@@ -210,6 +212,18 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
     unsafe = spread([p for p in test if p.label == "unsafe"], config.evaluate.max_unsafe, config.seed)
     safe = spread([p for p in test if p.label != "unsafe"], config.evaluate.max_safe, config.seed)
     return Shares(teach=teach, rounds=rounds, test=unsafe + safe)
+
+
+def _set_aside(order: Sequence[Prompt], train: Sequence[Prompt], teach: Sequence[Prompt], wanted: int) -> list[Prompt]:
+    """Return at most ``wanted`` prompts by turns of both labels, as many of each as ``teach`` leaves of both."""
+    every, taken = (Counter(p.label == "unsafe" for p in some) for some in (train, teach))
+    each = min(wanted // 2, *(every[label] - taken[label] for label in (True, False)))
+    left, found = {True: each, False: each}, list[Prompt]()
+    for prompt in alternating(order):
+        if left[prompt.label == "unsafe"] > 0:
+            left[prompt.label == "unsafe"] -= 1
+            found.append(prompt)
+    return found
 
 
 def _head(config: RunConfig, prompts: PromptSet, pack: RulePack) -> dict[str, Any]:
