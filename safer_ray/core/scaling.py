@@ -40,11 +40,12 @@ def wanted_replicas(rule: ElasticRule, load: PoolLoad) -> int:
     """Return how many replicas to want from now on, always ``least`` to ``most``.
 
     Up as soon as the queue is longer than its target, down only when half of the target would do - or to ``least``
-    after a whole cool-down without a call. The first call of an empty pool does not wait for the cool-down.
+    after a whole cool-down without a call. The first call of an empty pool does not wait for the cool-down, and asks
+    for all that the queue needs at once where the rate is known from before: their nodes start side by side.
     """
     now = min(max(load.wanted, rule.least), rule.most)
     if load.outstanding and not now and rule.most:
-        return 1
+        return min(_needed(load, rule.target_queue_s), rule.most) if load.answers_per_s > 0.0 else 1
     if load.steady_s < rule.cool_down_s:
         return now
     if not load.outstanding:

@@ -25,6 +25,8 @@ NODES_EMPTY_WITHIN_S = 90.0
 JOB = (
     "stages=[evaluate, synth, sft]",
     "sft.max_prompts=12",
+    "evaluate.max_unsafe=18",
+    "evaluate.max_safe=18",
     "loop.max_in_flight=12",
     "judge.replicas=1",
     "judge.resources.cpus=0.1",
@@ -51,8 +53,11 @@ class NodeWatch(threading.Thread):
 
 
 def main(root: str) -> None:
-    """Run the job, then wait until the autoscaler has taken every node back."""
-    specs.FakeSamplerSpec = partial(FakeSamplerSpec, delay_s=1.0)  # type: ignore[misc, assignment]
+    """Run the job, then wait until the autoscaler has taken every node back.
+
+    An evaluation is three waves of twelve calls: long enough that nodes asked for in the first are there in the last.
+    """
+    specs.FakeSamplerSpec = partial(FakeSamplerSpec, delay_s=4.0)  # type: ignore[misc, assignment]
     specs.FakeLearnerSpec = partial(FakeLearnerSpec, batch_size=1, delay_s=2.0)  # type: ignore[misc, assignment]
     with ray_session(os.environ["RAY_ADDRESS"], 80):
         watch = NodeWatch()

@@ -101,6 +101,14 @@ def test_a_queue_twice_too_long_wants_twice_the_replicas() -> None:
     assert wanted_replicas(rule, replace(load, wanted=4, serving=4, outstanding=20)) == 2
 
 
+def test_an_empty_pool_asks_for_all_at_once_when_the_rate_is_known_and_for_one_to_learn_it() -> None:
+    rule = ElasticRule(target_queue_s=10.0, least=0, most=3, cool_down_s=30.0)
+    empty = PoolLoad(wanted=0, serving=0, outstanding=40, answers_per_s=2.0, steady_s=0.0, idle_s=0.0)
+    assert wanted_replicas(rule, empty) == 2
+    assert wanted_replicas(rule, replace(empty, outstanding=400)) == 3
+    assert wanted_replicas(rule, replace(empty, answers_per_s=0.0)) == 1
+
+
 # ---- the life of a replica ----
 
 
