@@ -190,7 +190,7 @@ def _share_out(config: RunConfig, prompts: Sequence[Prompt]) -> Shares:
     Rounds take prompts no trace was written for first: siblings of a prompt the policy was taught by heart
     hardly differ. Every round is half unsafe, with the same forms on both sides, as far as they last, or its
     preferences would pull the policy towards refusing or answering as such. So they choose before SFT does where it
-    leaves any: what it leaves of near misses may be none, and against ordinary questions a policy learns to refuse.
+    leaves any: what it leaves of near misses may be none, and ordinary questions hardly tell where to stop refusing.
     """
     banned = set(config.prompts.never_sample)
     train = [p for p in prompts if p.split != "test"]

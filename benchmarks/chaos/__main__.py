@@ -19,7 +19,7 @@ from benchmarks.chaos.breaking import Breaker, Broken
 from benchmarks.chaos.faults import KINDS, Kind, plan_faults
 from benchmarks.chaos.ledger import Ledger, read_ledger
 from benchmarks.chaos.results import Keep, Results, forget
-from benchmarks.chaos.stage import SmallDisk, Stage, marked_environment, shared_memory, workers
+from benchmarks.chaos.stage import SmallDisk, Stage, end_orderly, marked_environment, shared_memory, workers
 from benchmarks.chaos.tally import Tally, left_after
 from safer_ray.config_file import find_job, load_config
 from safer_ray.journal import JOURNAL
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the results file: only runs it lacks")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures are written")
     given = parser.parse_args()
+    end_orderly()
     if not given.resume:
         given.json.unlink(missing_ok=True)
     results, begun = Results(given.json), time.monotonic()
@@ -216,7 +217,7 @@ def main() -> None:
     ):
         left = [seed for seed in seeds if f"{who} {seed}" not in done]
         if left and given.slots > 1:
-            _side_by_side(kind, left, given.slots, given.json)
+            _side_by_side(kind, left, given)
         elif left:
             breaks(left, given.budget / 2, results.add)
     if given.real:
@@ -231,13 +232,18 @@ def main() -> None:
     sys.exit(not results.read().clean)
 
 
-def _side_by_side(kind: str, seeds: list[int], slots: int, figures: Path) -> None:
+def _side_by_side(kind: str, seeds: list[int], given: argparse.Namespace) -> None:
     """Share the seeds out over processes, each with a stage of its own; they add to the figures themselves."""
-    parts = [seeds[slot::slots] for slot in range(slots)]
-    words = [sys.executable, "-m", "benchmarks.chaos.share", str(figures), kind]
+    parts = [seeds[slot :: given.slots] for slot in range(given.slots)]
+    words = [sys.executable, "-m", "benchmarks.chaos.share", str(given.json), kind, str(given.budget / 2)]
     started = [subprocess.Popen([*words, *map(str, part)]) for part in parts if part]
-    for process in started:
-        process.wait()
+    try:
+        for process in started:
+            process.wait()
+    finally:
+        for process in started:  # none is left but where this process was told to end
+            process.terminate()
+            process.wait()
 
 
 if __name__ == "__main__":

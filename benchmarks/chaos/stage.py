@@ -41,6 +41,8 @@ class Stage:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
+        from safer_ray.cluster.session import NO_SPARE_WORKERS
+
         self.scratch = Path(tempfile.mkdtemp(prefix="c"))  # short, because it holds unix sockets
         # Where it notes its address: in a folder of its own that is there, not in the one all users share.
         os.environ["RAY_TMPDIR"] = str(self.scratch)
@@ -52,7 +54,8 @@ class Stage:
                 "include_dashboard": False,
                 "object_store_memory": 128 << 20,
                 "temp_dir": str(self.scratch),
-                "_system_config": {"prestart_worker_first_driver": False},
+                "include_log_monitor": False,
+                "_system_config": NO_SPARE_WORKERS,
             },
         )
         self.address = str(self._ray.address)
@@ -138,7 +141,19 @@ def marked_environment() -> Iterator[None]:
     try:
         yield
     finally:
+        for process in marked_processes():  # of a run that was interrupted; the others have been counted by now
+            with suppress(psutil.Error):
+                process.kill()
         del os.environ[MARK]
+
+
+def end_orderly() -> None:
+    """Make SIGTERM end this process as Ctrl-C does: disks are unmounted, and what it started ends with it."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 class Driver:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -144,6 +145,21 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
+def _tokenizer_class(model: Path | str) -> Any:
+    """Return what reads a model's tokenizer: one class where its files say that they are plain ``tokenizers`` data.
+
+    ``AutoTokenizer`` looks at the model's configuration first, and imports torch for it - into every judge.
+    """
+    import transformers
+
+    try:
+        told = json.loads((Path(model) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = {}
+    plain = told.get("tokenizer_class") == "TokenizersBackend" and "auto_map" not in told
+    return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
+
+
 class ChatTokenizer:
     """A tokenizer with a chat template: prompts, segments and completions as token ids, and back.
 
@@ -169,10 +185,8 @@ class ChatTokenizer:
         Raises:
             ModelError: if the model cannot be found or read, or has no chat template.
         """
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+            tokenizer = _tokenizer_class(model).from_pretrained(str(model), trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as exc:
             raise ModelError(
                 f"model {model}: no tokenizer could be loaded; check the id or directory, the network and, for a gated"

@@ -77,7 +77,8 @@ def write_weights(
 
     Every tensor goes straight from where it lies into the file, hashed on the way: beside the file, no more host
     memory is taken than one tensor that comes from a GPU or is not contiguous. ``recycled`` is a version that nobody
-    reads any more: its file becomes the new one, so that the system need not find and clear its memory anew.
+    reads any more: its file becomes the new one, so that the system need not find and clear its memory anew. A writer
+    without one is new here, perhaps after another was killed: what that left in shared memory is deleted first.
 
     Raises:
         WeightsError: if there are no tensors, or ``directory`` has no room.
@@ -87,6 +88,8 @@ def write_weights(
     aside = path.with_suffix(".partial")
     try:
         with boundary(WeightsError, f"weights v{version} in {directory}"):
+            if recycled is None:
+                sweep_weights()
             old = weights_path(recycled) if recycled is not None else None
             if old is not None and old.parent == place and old.is_file():
                 os.replace(old, aside)
@@ -267,8 +270,19 @@ def read_payload(ref: WeightsRef) -> numpy.ndarray[Any, Any]:
 
 
 def land_payload(ref: WeightsRef, payload: numpy.ndarray[Any, Any], directory: str = SHARED_MEMORY) -> WeightsRef:
-    """Write bytes that came from another host into this one's shared memory; free them after loading."""
+    """Write bytes that came from another host into this one's shared memory; free them after loading.
+
+    A sampler killed in between leaves them there: they are deleted first. What does not fit leaves nothing.
+
+    Raises:
+        WeightsError: if ``directory`` has no room.
+    """
     path = Path(directory) / _new_name(ref.version)
     with boundary(WeightsError, f"weights v{ref.version}: writing {path}"):
-        payload.tofile(path)
+        sweep_weights()
+        try:
+            payload.tofile(path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     return replace(ref, uri=f"shm://{path}")

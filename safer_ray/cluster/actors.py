@@ -47,8 +47,8 @@ class SamplerActor:
 
     def ready(self) -> str:
         """Start the engine; return the node it runs on. Not in ``__init__``: what fails there loses its type."""
-        leave_pandas_out()
         with boundary(SamplerError, "sampler start"):
+            leave_pandas_out()
             self._sampler = self._spec.build()
             return node_id()
 
@@ -94,8 +94,8 @@ class GraderActor:
 
     def ready(self) -> str:
         """Build judge and teacher; return the node they run on."""
-        leave_pandas_out()
         with boundary(JudgeError, "judge start"):
+            leave_pandas_out()
             self._grader = self._spec.build()
             return node_id()
 

@@ -18,6 +18,8 @@ from safer_ray.errors import ClusterError, boundary
 logger = logging.getLogger(__name__)
 TOKEN_MODE = "RAY_AUTH_MODE"
 _TOKEN = "RAY_AUTH_TOKEN"
+NO_SPARE_WORKERS = {"prestart_worker_first_driver": False}
+"""Ray's own setting: it would start a worker per core in advance, which actors with an environment cannot use."""
 _PAIR = r"\s+Ray: (\S+)\s+Python: (\S+)"
 _VERSIONS = re.compile(rf"Version mismatch: .*{_PAIR}\s+This process .*{_PAIR}")
 """What Ray says when a cluster was started with other versions than this process has."""
@@ -111,7 +113,6 @@ def _start(object_store_mib: int, scratch: str) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
             _temp_dir=scratch,
-            # Workers started in advance have no environment of ours: they would be idle to the end.
-            _system_config={"prestart_worker_first_driver": False},
+            _system_config=NO_SPARE_WORKERS,
         )
     logger.info("started ray cpus=%d object_store_mib=%d", os.cpu_count() or 1, object_store_mib)

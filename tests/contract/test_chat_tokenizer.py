@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,6 +131,36 @@ def test_a_model_without_a_chat_template_is_refused(tiny_model: Path, tmp_path: 
     hf.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="chat template"):
         ChatTokenizer.load(tmp_path)
+
+
+def test_a_plain_tokenizer_is_read_without_torch_and_as_transformers_itself_reads_it(tiny_model: Path) -> None:
+    code = """
+import json, sys
+from safer_ray.backends.models import ChatTokenizer
+text = "Ü <think> 🍞  loaf\\n\\n<|im_end|>"
+ours = ChatTokenizer.load(sys.argv[1]).hf
+imported = "torch" in sys.modules
+from transformers import AutoTokenizer
+theirs = AutoTokenizer.from_pretrained(sys.argv[1])
+print(json.dumps({
+    "torch": imported,
+    "ids": ours(text)["input_ids"] == theirs(text)["input_ids"],
+    "special": ours.all_special_tokens == theirs.all_special_tokens,
+    "template": ours.chat_template == theirs.chat_template,
+    "class": type(ours) is type(theirs),
+}))
+"""
+    words = [sys.executable, "-c", code, str(tiny_model)]
+    done = subprocess.run(words, check=True, timeout=120, capture_output=True, text=True)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said == {"torch": False, "ids": True, "special": True, "template": True, "class": True}
+
+
+def test_a_tokenizer_that_names_another_class_is_left_to_transformers(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    told = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(told | {"tokenizer_class": "GPT2Tokenizer"}))
+    assert type(ChatTokenizer.load(model).hf).__name__ == "GPT2Tokenizer"
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

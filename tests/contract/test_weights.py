@@ -128,6 +128,37 @@ def test_what_a_dead_writer_left_is_swept_and_the_living_keep_theirs(tmp_path: P
     assert all((tmp_path / name).exists() for name in kept)
 
 
+def test_a_new_writer_frees_what_a_killed_one_left_in_shared_memory(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    mine = write_weights(state(), 1, str(tmp_path))
+    left = Path(SHARED_MEMORY) / weights_path(mine).name.replace(str(os.getpid()), str(gone.pid), 1)
+    left.touch()
+    second = write_weights(state(), 2, str(tmp_path), recycled=mine)
+    assert left.exists(), "a writer that has written before does not look again"
+    free_weights(second)
+    third = write_weights(state(), 3, str(tmp_path))
+    assert not left.exists()
+    left.touch()
+    land_payload(third, read_payload(third), str(tmp_path))
+    assert not left.exists()
+
+
+def test_bytes_from_another_host_that_do_not_fit_leave_nothing(tmp_path: Path) -> None:
+    ref = write_weights(state(), 4, str(tmp_path))
+    crowded = tmp_path / "crowded"
+    crowded.mkdir()
+
+    class Payload:
+        def tofile(self, path: Path) -> None:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(WeightsError, match="No space left"):
+        land_payload(ref, Payload(), str(crowded))
+    assert not list(crowded.iterdir())
+
+
 def test_a_tied_parameter_is_gathered_once(tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 

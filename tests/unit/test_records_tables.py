@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -334,14 +335,17 @@ def test_an_outcome_without_a_trace_is_neither_consistent_nor_not(tmp_path: Path
 
 def test_a_worker_converts_records_without_importing_pandas_and_may_import_it_afterwards() -> None:
     code = """
-import sys
+import json, sys
 from safer_ray.records import Message, Prompt
 from safer_ray.tables import from_table, leave_pandas_out, to_table
 leave_pandas_out()
 prompts = [Prompt(prompt_id="a", messages=(Message(role="user", content="Hello?"),), label="safe")]
-assert from_table(to_table(prompts, Prompt), Prompt) == prompts
-assert "pandas" not in sys.modules
+same = from_table(to_table(prompts, Prompt), Prompt) == prompts
+imported = "pandas" in sys.modules
 import pandas
-assert pandas.Series([1]).sum() == 1
+print(json.dumps({"same": same, "imported": imported, "sum": int(pandas.Series([1]).sum())}))
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == {"same": True, "imported": False, "sum": 1}
