@@ -4,6 +4,8 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 TIERS := unit contract golden local_ray e2e
 # ninja, which compiles DeepSpeed's extension, lies in .venv/bin and is looked for on PATH.
+# What is imported is compiled once and kept, also for those who keep Python from it elsewhere.
+export PYTHONDONTWRITEBYTECODE :=
 WITH_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help

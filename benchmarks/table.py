@@ -54,10 +54,16 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 def machine() -> dict[str, str]:
     """Return what the numbers were measured on and with."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.machine())  # fmt: skip
+    cores = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in cores if line.startswith("model name")), platform.machine())
+    amx = any("amx_bf16" in line.split() for line in cores)
     memory_gib = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
-    found = {"cpu": cpu, "memory": f"{memory_gib:.0f} GiB", "python": platform.python_version()}
+    found = {
+        "cpu": cpu,
+        "AMX": "yes" if amx else "no",
+        "memory": f"{memory_gib:.0f} GiB",
+        "python": platform.python_version(),
+    }
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -37,8 +37,11 @@ if grep -qE '"(nvidia|cuda)-' "$report"; then
 fi
 
 # --no-deps: some packages name dependencies that are never used here, and one of them breaks transformers.
-# --no-compile: byte-compiling 3 GB takes minutes on 2 cores; Python does it for the modules it imports.
+# --no-compile: all modules are compiled at once below, on all cores.
 pip install --no-deps --no-compile "${index[@]}" "$torch"
 pip install --no-deps --no-compile -r "$lock"
 pip install --no-deps --no-build-isolation --editable .
+# Here and now, for where PYTHONDONTWRITEBYTECODE is set, as in many images, every process would compile all it imports.
+# Some packages bring templates that are not Python.
+"$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python*/site-packages safer_ray || true
 echo "$wanted" >"$stamp"
