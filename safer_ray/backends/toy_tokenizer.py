@@ -23,7 +23,7 @@ _WORDS = (
 _MERGES = tuple(sorted({*_TAGS.split(), *(f" {word}" for word in _WORDS.split())}, key=lambda m: (-len(m), m)))
 _MERGE = re.compile("|".join(f"{re.escape(m)}(?![a-z])" for m in _MERGES))
 _ID_OF = {merge: _FIRST_MERGE + i for i, merge in enumerate(_MERGES)}
-_BYTES_OF = {i: merge.encode() for merge, i in _ID_OF.items()}
+_BYTES_OF = {i: bytes([i]) for i in range(256)} | {i: merge.encode() for merge, i in _ID_OF.items()}
 
 
 class ToyTokenizer:
@@ -67,7 +67,7 @@ class ToyTokenizer:
     def decode_pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text each token adds, one piece per id; a character of several bytes comes with its last byte."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        pieces = [decoder.decode(bytes([i]) if i < 256 else _BYTES_OF.get(i, b"")) for i in ids]
+        pieces = [decoder.decode(_BYTES_OF.get(i, b"")) for i in ids]
         if pieces:
             pieces[-1] += decoder.decode(b"", final=True)
         return pieces

@@ -7,7 +7,9 @@ a loss that counts all tokens alike teaches a small policy the wording long befo
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 from safer_ray.records import Step, StepKind
@@ -36,10 +38,15 @@ def decision_spans(step: Step, titles: Iterable[str]) -> Iterator[tuple[int, int
 
 
 def _topic_spans(text: str, titles: Iterable[str]) -> Iterator[tuple[int, int]]:
+    if topics := _any_of(tuple(titles)):
+        yield from (match.span() for match in topics.finditer(text))
+
+
+@lru_cache(maxsize=64)
+def _any_of(titles: tuple[str, ...]) -> re.Pattern[str] | None:
     # The longest title first: one may begin like another.
     topics = "|".join(re.escape(title) for title in sorted(titles, key=len, reverse=True))
-    if topics:
-        yield from (match.span() for match in re.finditer(topics, text, re.IGNORECASE))
+    return re.compile(topics, re.IGNORECASE) if topics else None
 
 
 def _aim_spans(text: str) -> Iterator[tuple[int, int]]:
@@ -53,13 +60,11 @@ def decision_tokens(pieces: Sequence[str], steps: Sequence[Step], titles: Iterab
     ``pieces[T]`` are the decoded texts of the completion's tokens, ``steps`` tile them.
     """
     titles = tuple(titles)
-    found: list[int] = []
+    found: set[int] = set()
     for step in steps:
-        own = pieces[step.start : step.stop]
-        stops = list(accumulate(map(len, own)))
-        starts = [stop - len(piece) for stop, piece in zip(stops, own, strict=True)]
-        spans = list(decision_spans(step, titles))
-        for token, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-            if any(start < last and first < stop for first, last in spans):
-                found.append(step.start + token)
-    return tuple(found)
+        stops = list(accumulate(map(len, pieces[step.start : step.stop])))
+        starts = [0, *stops[:-1]]
+        for first, last in decision_spans(step, titles):
+            touched = range(bisect_right(stops, first), bisect_left(starts, last))
+            found.update(step.start + token for token in touched)
+    return tuple(sorted(found))

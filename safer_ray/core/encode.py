@@ -12,6 +12,7 @@ import codecs
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 from safer_ray.core.normalise import normalise
@@ -109,6 +110,7 @@ def decode(encoding: Encoding, text: str) -> str:
     return _DECODE[encoding](text)
 
 
+@lru_cache(maxsize=64)  # few: one prompt is read several times in a row
 def find_encoded(text: str) -> Decoded | None:
     """Return the encoded stretch of a prompt, decoded, or None where nothing looks encoded.
 
@@ -156,6 +158,7 @@ def _encodes_to(encoding: Encoding, plain: str, payload: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=64)
 def plain_text(text: str) -> str:
     """Return what a prompt asks in plain letters: the decoded stretch if there is one, else the text itself.
 
