@@ -241,7 +241,7 @@ def reopened(run_dir: RunDir, past: Past) -> list[Reopened]:
     """Return an event for each finished item, of phases not yet sealed, whose shard is gone or damaged."""
     faults: dict[tuple[str, int], str] = {}
     for phase, items in past.shards.items():
-        if not run_dir.shards(phase).exists() and _final(run_dir, phase).exists():
+        if run_dir.seal_mark(phase).is_dir():
             continue  # sealed: only the note of it was lost with the driver
         for item, digest in items.items():
             path = shard_path(run_dir.shard(phase, item), digest)
@@ -257,18 +257,6 @@ def reopened(run_dir: RunDir, past: Past) -> list[Reopened]:
             again = Reopened(phase=event.phase, item=event.item, reason=reason, counts=event.counts)
             found[event.phase, event.item] = again
     return list(found.values())
-
-
-def _final(run_dir: RunDir, phase: str) -> Path:
-    """Return the last file that sealing a gather phase writes."""
-    kind, _, rest = phase.partition("-")
-    match kind:
-        case "evaluate":
-            return run_dir.evaluation(rest)
-        case "explore":
-            return run_dir.round(int(rest)) / "pairs.arrow"
-        case _:
-            return run_dir.traces
 
 
 def check_checkpoint(run_dir: RunDir, past: Past, phases: Sequence[Phase]) -> Path | None:

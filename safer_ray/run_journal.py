@@ -38,7 +38,8 @@ def open_journal(
         check_checkpoint(run_dir, past, plan.prep.phases)
         note_resumption(journal, plan)
         for phase in plan.restarted:
-            shutil.rmtree(run_dir.shards(phase), ignore_errors=True)
+            for folder in (run_dir.shards(phase), run_dir.seal_mark(phase)):
+                shutil.rmtree(folder, ignore_errors=True)
             past.shards.pop(phase, None)
         state = past.state
         if plan.restarted or plan.prep.phases != prep.phases:

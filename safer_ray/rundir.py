@@ -98,6 +98,10 @@ class RunDir:
         """Folder of a gather phase's per-item shards."""
         return self.root / "shards" / phase
 
+    def seal_mark(self, phase: str) -> Path:
+        """Folder that is there as soon as all final files of a gather phase are on disk; its shards go by way of it."""
+        return self.root / "shards" / f".{phase}.sealed"
+
     def listed_shards(self, phase: str) -> dict[int, str]:
         """Return the digest of each item's shard that lies there, "" where the name has none."""
         stems = sorted(path.stem.partition("-") for path in self.shards(phase).glob("*.arrow"))

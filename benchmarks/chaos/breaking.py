@@ -55,9 +55,16 @@ class Breaker:
         self._driver: Driver
 
     def carry_out(self, faults: list[Fault]) -> Broken:
-        """Return how it went."""
-        begun, waiting = time.monotonic(), deque(faults)
+        """Return how it went. An interruption ends the driver, too, or its disk could not be unmounted."""
         self._start()
+        try:
+            return self._until_done(deque(faults))
+        finally:
+            if self._driver.code is None:
+                self._driver.kill()
+
+    def _until_done(self, waiting: deque[Fault]) -> Broken:
+        begun = time.monotonic()
         while time.monotonic() - begun < self._deadline_s:
             self._due()
             code = self._driver.code

@@ -1,7 +1,9 @@
 """Sealing a gather phase: its per-item shards become the final files, in item order.
 
 Item order does not depend on which worker finished first, so the same samples give the same bytes.
-Shards are removed only after the final files are on disk, and sealing twice is sealing once.
+Shards are removed only after the final files are on disk, and sealing twice is sealing once: a mark in the run
+directory tells that they are. It holds although the driver died before it could note that, and although a worker that
+comes late writes another shard.
 """
 
 from __future__ import annotations
@@ -55,8 +57,7 @@ def seal(gathered: Gathered, run_dir: RunDir, curation: Curation) -> dict[str, A
     Sealing again, because the driver died before it noted that it had, finds the final files and keeps them.
     """
     phase, prompts = gathered.phase, gathered.prompts
-    shards_dir = run_dir.shards(phase.name)
-    sealed = not shards_dir.exists()
+    sealed = run_dir.seal_mark(phase.name).is_dir()
     named = () if sealed else sorted(gathered.shards.items())
     shards = [read_bundle(shard_path(run_dir.shard(phase.name, item), digest)) for item, digest in named]
     facts: dict[str, Any]
@@ -64,7 +65,7 @@ def seal(gathered: Gathered, run_dir: RunDir, curation: Curation) -> dict[str, A
 
     def merge(kind: type, path: Path) -> pa.Table:
         written_to.append(path)
-        if sealed and path.exists():
+        if sealed:
             return read_table(path)
         name = KINDS[kind]
         table = concat([shard[name] for shard in shards if name in shard], kind)
@@ -88,7 +89,7 @@ def seal(gathered: Gathered, run_dir: RunDir, curation: Curation) -> dict[str, A
             facts = asdict(evaluate_outcomes(from_table(outcomes, Outcome), by_id, checkpoint=phase.checkpoint))
         case _:
             raise AssertionError(f"phase {phase.name} gathers nothing")
-    _remove(shards_dir)
+    _remove(run_dir.shards(phase.name), run_dir.seal_mark(phase.name))
     return facts | {"files": {str(path.relative_to(run_dir.root)): file_digest(path) for path in written_to}}
 
 
@@ -102,9 +103,13 @@ def _curated(written: pa.Table, run_dir: RunDir, prompts: Sequence[Prompt], cura
     return {"traces": len(kept), "written": written.num_rows, "filters": [asdict(count) for count in counts]}
 
 
-def _remove(shards_dir: Path) -> None:
-    """Remove the shards: renamed first, so that their folder is there with all of them or not at all."""
-    aside = shards_dir.with_name(f".{shards_dir.name}.sealed")
-    if shards_dir.exists():
-        shards_dir.replace(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+def _remove(shards_dir: Path, mark: Path) -> None:
+    """Make the folder of shards the mark, in one step, and empty it; who died in between left some in the mark."""
+    if mark.is_dir():
+        shutil.rmtree(shards_dir, ignore_errors=True)
+    elif shards_dir.is_dir():
+        shards_dir.replace(mark)
+    else:
+        mark.mkdir(parents=True)
+    for shard in mark.iterdir():
+        shard.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pytest
 from local_run import LocalRun, StoppedRun, carry_out, prepared, write_job
 
 from safer_ray.config_file import load_config
-from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Reopened
+from safer_ray.core.events import Dropped, Event, Judged, Lost, Published, Reopened, Sealed
 from safer_ray.errors import JournalError
 from safer_ray.journal import JOURNAL, History
 from safer_ray.prepare import prepare
@@ -159,6 +159,30 @@ def test_a_shard_that_is_gone_or_cut_is_made_again(finished_run: LocalRun, again
     assert figures(run) == figures(finished_run)
     assert run.summary["rounds"] == finished_run.summary["rounds"]
     assert (run.summary["lost_prompts"], run.summary["duplicate_prompts"]) == (0, 0)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_seal_whose_note_was_lost_holds_whatever_is_left_or_comes_late(
+    finished_run: LocalRun, tmp_path: Path, late: bool
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    with pytest.raises(StoppedRun):
+        carry_out(finished_run.prep, run_dir.root, stop_when=lambda event: isinstance(event, Sealed))
+    journal = run_dir.root / JOURNAL
+    *lines, last = journal.read_bytes().splitlines(keepends=True)
+    assert b'"event":"Sealed"' in last
+    journal.write_bytes(b"".join(lines))
+    (mark,) = (run_dir.root / "shards").glob(".*.sealed")
+    (mark / "00000001-removing-it-was-cut-short.arrow").touch()
+    phase = mark.name.removeprefix(".").removesuffix(".sealed")
+    if late:
+        run_dir.shards(phase).mkdir()
+        run_dir.shard(phase, 0).touch()
+    run = carry_out(finished_run.prep, run_dir.root)
+    assert not [entry for entry in run.entries if isinstance(entry.event, Reopened | Lost | Dropped)]
+    assert figures(run) == figures(finished_run)
+    assert not run_dir.shards(phase).exists()
+    assert not list(mark.iterdir())
 
 
 def test_a_checkpoint_that_is_damaged_or_of_other_training_is_refused(finished_run: LocalRun, again: Path) -> None:
