@@ -118,6 +118,9 @@ class SamplerConfig(Section):
     tensor_parallel: Count = Field(1, description="GPUs one engine spans")
     resources: Resources = Resources()
     threads: int = Field(0, ge=0, description="CPU threads of one engine; 0: as many as the driver may use")
+    fp32_where_faster: bool = Field(
+        True, description="CPU only: compute in fp32, with twice the memory, where that is faster than bf16 (no AMX)"
+    )
     kv_cache_gib: float = Field(1.0, gt=0, description="CPU only: key-value cache of one engine")
     gpu_memory_share: Fraction = Field(0.85, description="GPU only: share of GPU memory for one engine")
     max_model_len: Count = Field(1024, description="tokens of prompt, prefix and completion together")

@@ -110,14 +110,17 @@ def _memory(config: RunConfig) -> Table:
         return table
     model = resolve_model(config.model.id)
     size, width = model_size(model, trust_remote_code=config.model.trust_remote_code), _BYTES[config.model.dtype]
+    widened = config.sampler.fp32_where_faster and not config.sampler.resources.gpus
+    engine_width = 4 if widened else width
     engine = engine_gib(
         size,
         kv_cache_gib=config.sampler.kv_cache_gib,
         tensor_parallel=config.sampler.tensor_parallel,
-        weight_bytes=width,
+        weight_bytes=engine_width,
     )
-    tokens = int(config.sampler.kv_cache_gib * 2**30 / size.kv_bytes_per_token)
-    table.add_row("each engine worker", f"{engine:.2f}", f"weights, and a cache of {tokens:,} tokens (CPU)")
+    tokens = int(config.sampler.kv_cache_gib * 2**30 / (size.kv_bytes_per_token * engine_width / _BYTES["bf16"]))
+    what = f"weights, and a cache of {tokens:,} tokens (CPU)" + ("; as fp32, if that is faster" if widened else "")
+    table.add_row("each engine worker", f"{engine:.2f}", what)
     rank = rank_gib(
         size,
         zero_stage=config.learner.zero_stage,

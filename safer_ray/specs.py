@@ -145,6 +145,7 @@ def sampler_spec(config: RunConfig, model: str) -> SamplerSpec:
                 max_num_seqs=section.max_num_seqs,
                 threads=section.threads or default_threads(),
                 dtype=_VLLM_DTYPES[config.model.dtype],
+                fp32_where_faster=section.fp32_where_faster,
                 system_prompt=student_prompt(config),
                 trust_remote_code=config.model.trust_remote_code,
                 seed=config.seed,

@@ -7,7 +7,10 @@ two Llama layers of width 64, about 512 byte-level BPE tokens, tied embeddings, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safer_ray.records import Rollout
 
 POSITIONS = 1024
 END_OF_TURN = "<|im_end|>"
@@ -87,3 +90,15 @@ def make_tiny_model(path: Path, *, seed: int = 0) -> Path:
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def logprobs_under(model: Any, rollout: Rollout) -> list[float]:
+    """Return the log-probs of a rollout's tokens under a Hugging Face model, by one forward."""
+    import torch
+
+    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
+    chosen = torch.tensor(rollout.completion_ids)[:, None]
+    gathered: list[float] = logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
+    return gathered

@@ -26,7 +26,8 @@ from safer_ray.backends.failed_batch import (
     prompts_of,
     read_batch,
 )
-from safer_ray.backends.rank_process import give_back_memory, join_group
+from safer_ray.backends.host_memory import give_back_memory
+from safer_ray.backends.rank_process import join_group
 from safer_ray.errors import DataError, LearnerError, boundary
 from safer_ray.records import StepPair, TraceExample, WeightsRef
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safer_ray.backends.host_memory import keep_freed_memory
 from safer_ray.errors import LearnerError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def join_group(rank: int, world_size: int, master: str, *, threads: int) -> torc
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        _keep_freed_memory()
+        keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     host, _, port = master.rpartition(":")
@@ -48,21 +47,3 @@ def join_group(rank: int, world_size: int, master: str, *, threads: int) -> torc
             "port, resume: each start takes a free one"
         ) from exc
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: otherwise every activation is mapped, zeroed and unmapped by the kernel.
-
-    Measured on 1024 tokens of a 135M model: 520,000 page faults and 1.0 s of kernel time per step before, none after.
-    """
-    trim_threshold, mmap_threshold = -1, -3
-    with suppress(OSError, AttributeError):  # another libc has no mallopt, and no such habit
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def give_back_memory() -> None:
-    """Return what glibc kept and nobody uses: with rows of many lengths the kept blocks only ever grow."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

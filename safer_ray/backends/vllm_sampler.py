@@ -21,6 +21,7 @@ from safer_ray.records import STEP_KINDS, Finish, Rollout, SampleRequest, Step, 
 
 if TYPE_CHECKING:
     from vllm import CompletionOutput, SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ class VllmSamplerSpec:
     """Builds a :class:`VllmSampler`.
 
     ``kv_cache_gib`` is for CPU; on GPUs the cache is what ``gpu_memory_utilization`` leaves. ``threads`` None
-    leaves the number of CPU threads to the process. ``system_prompt`` as in :class:`ChatTokenizer`.
+    leaves the number of CPU threads to the process. ``system_prompt`` as in :class:`ChatTokenizer`. With
+    ``fp32_where_faster`` a bf16 engine on a CPU that is faster so computes in fp32, with the same weights.
     """
 
     model: str
@@ -47,6 +49,7 @@ class VllmSamplerSpec:
     max_num_seqs: int = 64
     threads: int | None = None
     dtype: str = "bfloat16"
+    fp32_where_faster: bool = False
     system_prompt: str | None = ""
     trust_remote_code: bool = False
     seed: int = 0
@@ -271,6 +274,13 @@ def _sampled_logprobs(output: CompletionOutput) -> tuple[float, ...]:
     return tuple(flat.logprobs[start] for start in flat.start_indices[: len(output.token_ids)])
 
 
+def _dtype(spec: VllmSamplerSpec, *, on_cpu: bool) -> str:
+    from safer_ray.backends.wide_products import fp32_pays
+
+    wide = on_cpu and spec.fp32_where_faster and spec.dtype == "bfloat16" and fp32_pays()
+    return "float32" if wide else spec.dtype
+
+
 def _build_engine(spec: VllmSamplerSpec, model: Path | str) -> LLMEngine:
     # Read by vLLM when it is first imported: the engine runs in this process, and nothing is reported home.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -281,20 +291,31 @@ def _build_engine(spec: VllmSamplerSpec, model: Path | str) -> LLMEngine:
     set_num_threads = torch.set_num_threads
     if spec.threads is not None:
         set_num_threads(spec.threads)
-    from vllm.config import WeightTransferConfig
-    from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
-
-    from safer_ray.backends.vllm_weight_engine import BACKEND, EXTENSION
 
     on_cpu = current_platform.is_cpu()
     if on_cpu:
         # A few small functions are compiled even with enforce_eager: half a minute of g++, and nothing gained.
         torch._dynamo.config.disable = True
-    args = EngineArgs(
+    engine = LLMEngine.from_engine_args(_engine_args(spec, model, on_cpu=on_cpu))
+    # On CPU vLLM replaces this function for the whole process once its threads are set.
+    torch.set_num_threads = set_num_threads
+    if on_cpu:
+        fitted = engine.collective_rpc("fit_to_cpu")
+        logger.info("cpu kernels %s", fitted[0])
+    return engine
+
+
+def _engine_args(spec: VllmSamplerSpec, model: Path | str, *, on_cpu: bool) -> EngineArgs:
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    from safer_ray.backends.vllm_weight_engine import BACKEND, EXTENSION
+
+    return EngineArgs(
         model=str(model),
-        dtype=spec.dtype,  # type: ignore[arg-type]
+        dtype=_dtype(spec, on_cpu=on_cpu),  # type: ignore[arg-type]
         load_format="safetensors",  # anything else is unpickled
         seed=spec.seed,
         tensor_parallel_size=spec.tensor_parallel,
@@ -305,6 +326,8 @@ def _build_engine(spec: VllmSamplerSpec, model: Path | str) -> LLMEngine:
         max_model_len=spec.max_model_len,
         max_num_seqs=spec.max_num_seqs,
         enable_prefix_caching=True,
+        # A prompt computed in parts takes back a drawn number after each, and a CPU's generator cannot: it would fail.
+        enable_chunked_prefill=False if on_cpu else None,
         enforce_eager=on_cpu,  # compiling takes minutes on CPU and gains little there
         trust_remote_code=spec.trust_remote_code,
         generation_config="vllm",  # the sampling settings are ours, not the model author's
@@ -313,7 +336,3 @@ def _build_engine(spec: VllmSamplerSpec, model: Path | str) -> LLMEngine:
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
-    engine = LLMEngine.from_engine_args(args)
-    # On CPU vLLM replaces this function for the whole process once its threads are set.
-    torch.set_num_threads = set_num_threads
-    return engine

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_model import logprobs_under
 
 from safer_ray.backends.base import Sampler, SamplerSpec, SamplingSettings
 from safer_ray.backends.fake import FakeSamplerSpec, ToyTokenizer, fake_weights
@@ -311,15 +312,11 @@ def test_vllm_logprobs_are_those_of_the_weights_it_was_given(vllm: Backend, weig
             assert rollout.logprobs == pytest.approx(logprobs_under(model, rollout), abs=0.1)
 
 
-def logprobs_under(model: Any, rollout: Rollout) -> list[float]:
-    import torch
-
-    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, len(rollout.prompt_ids) - 1 : -1].float()
-    chosen = torch.tensor(rollout.completion_ids)[:, None]
-    gathered: list[float] = logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist()
-    return gathered
+def test_vllm_serves_siblings_of_more_prompt_tokens_than_one_step_takes(vllm: Backend) -> None:
+    requests = [ask(f"long-{i}", n=2, text=f"{i} and then " + "what do we do now? " * 60) for i in range(8)]
+    rollouts = vllm.sampler.sample(requests)
+    assert [rollout.prompt_id for rollout in rollouts] == [each.prompt_id for each in requests for _ in range(2)]
+    assert sum(len(rollout.prompt_ids) for rollout in rollouts[::2]) > 2048
 
 
 def test_vllm_refuses_weights_that_leave_a_parameter_out(vllm: Backend, weights: Weights, tmp_path: Path) -> None:
