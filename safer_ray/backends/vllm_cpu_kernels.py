@@ -70,7 +70,8 @@ def _norm(module: Any, general: Callable[..., Any]) -> Callable[..., Any]:
 
     def forward(x_ND: torch.Tensor, residual_ND: torch.Tensor | None = None) -> Any:
         weight_D = module.weight.data
-        if not x_ND.is_contiguous() or weight_D.dtype != x_ND.dtype:
+        whole = x_ND.is_contiguous() and (residual_ND is None or residual_ND.is_contiguous())
+        if not whole or weight_D.dtype != x_ND.dtype:
             return general(x_ND, residual_ND)
         if residual_ND is not None:
             torch.ops._C.fused_add_rms_norm(x_ND, residual_ND, weight_D, module.variance_epsilon)

@@ -171,10 +171,11 @@ def _probe(model: torch.nn.Module, sent: Mapping[str, torch.Tensor]) -> tuple[in
 
 
 def _same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Compare eight bytes at a time where rows allow it: bf16 is compared value by value, four times as slowly."""
-    wide = left.shape[-1:] != () and left.shape[-1] * left.element_size() % 8 == 0
-    as_type = torch.int64 if wide else torch.uint8
-    return torch.equal(left.contiguous().view(as_type), right.contiguous().view(as_type))
+    """Compare eight bytes at a time where rows and places allow it: value by value, bf16 takes ten times as long."""
+    left, right = left.contiguous(), right.contiguous()
+    numbers = [n * each.element_size() for each in (left, right) for n in (each.shape[-1], each.storage_offset())]
+    as_type = torch.uint8 if any(number % 8 for number in numbers) else torch.int64
+    return torch.equal(left.view(as_type), right.view(as_type))
 
 
 class SamplerWorker(CpuKernels):

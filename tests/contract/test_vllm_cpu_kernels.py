@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 from safer_ray.backends import vllm_cpu_kernels, vllm_sampler
 from safer_ray.backends.vllm_cpu_kernels import keep_likely
 from safer_ray.backends.vllm_sampler import VllmSamplerSpec
+from safer_ray.backends.vllm_weight_engine import _same_bytes
 from safer_ray.backends.weights import gather_state, write_weights
 from safer_ray.records import Message, SampleRequest
 
@@ -111,3 +113,15 @@ def test_an_engine_in_fp32_takes_bf16_weights_and_is_exact_with_them(
     for rollout in sampler.sample([request]):
         assert rollout.logprobs == pytest.approx(logprobs_under(narrow.float(), rollout), abs=1e-3)
     sampler.close()
+
+
+@pytest.mark.parametrize("shape", [(3, 576), (3, 5), (7,), (576,)])
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_weights_are_compared_to_the_last_byte_whatever_their_width_and_place(
+    shape: tuple[int, ...], skipped: int
+) -> None:
+    held = torch.arange(skipped + math.prod(shape), dtype=torch.bfloat16)[skipped:].view(shape)
+    sent = held.clone()
+    assert _same_bytes(held, sent)
+    sent.view(torch.int16).view(-1)[-1] ^= 1
+    assert not _same_bytes(held, sent)
