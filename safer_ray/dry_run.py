@@ -128,6 +128,6 @@ def _memory(config: RunConfig) -> Table:
         weight_bytes=width,
         reference_copy=config.erpo.reference != "previous_round",
     )
-    table.add_row("each learner rank", f"{rank:.2f}", "weights, gradients, fp32 master, Adam; activations come on top")
+    table.add_row("each learner rank", f"{rank:.2f}", "weights, also as fp32; gradients, Adam; activations come on top")
     table.add_row("object store", f"{config.cluster.object_store_mib / 1024:.2f}", "only on a cluster started here")
     return table

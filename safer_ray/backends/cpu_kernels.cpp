@@ -1,4 +1,5 @@
-// The element-wise work of a decoder layer and of the output layer, one pass over memory each, for float and bf16.
+// The element-wise work of a decoder layer, of the output layer and of the optimiser, one pass over memory each, for float
+// and bf16; the optimiser's weights are bf16.
 //
 // Sums and exponentials are fp32 whatever the storage. Letters: T tokens, C width, H query heads, G key heads, R = H / G,
 // D head width, Q queries and K keys of a block, L rows of V logits. Every array is contiguous in the order named.
@@ -223,6 +224,27 @@ void logprob_backward(
     }
 }
 
+// One step of AdamW. A weight of 32 bits is kept as the bf16 next to it, ties away from zero, and the signed distance of
+// its bits to those of that bf16. No gradient counts as zeros. Rounds where PyTorch's fused AdamW does: the same weights.
+void adamw(
+    bf16* weight, int16_t* rest, float* mean, float* square, const bf16* grad, int64_t N,
+    float scale, float decay, float rate, float root, float new1, float beta2, float new2, float eps) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < N; i++) {
+        const float g = grad ? load(grad[i]) * scale : 0.0f;
+        const float m = mean[i] = mean[i] + new1 * (g - mean[i]);
+        const float v = square[i] = std::fma(new2 * g, g, beta2 * square[i]);
+        uint32_t bits = (uint32_t(weight[i].bits) << 16) + uint32_t(int32_t(rest[i]));
+        float value;
+        std::memcpy(&value, &bits, 4);
+        value = value * decay - rate * m / (std::sqrt(v) / root + eps);
+        std::memcpy(&bits, &value, 4);
+        const uint32_t upper = (bits + 0x8000u) >> 16;
+        weight[i].bits = uint16_t(upper);
+        rest[i] = int16_t(uint16_t(bits - (upper << 16)));
+    }
+}
+
 }  // namespace
 
 #define EXPORT(S, NAME)                                                                                                \
@@ -260,4 +282,9 @@ void logprob_backward(
 extern "C" {
 EXPORT(float, float32)
 EXPORT(bf16, bfloat16)
+void adamw_bfloat16(
+    bf16* weight, int16_t* rest, float* mean, float* square, const bf16* grad, int64_t N,
+    float scale, float decay, float rate, float root, float new1, float beta2, float new2, float eps) {
+    adamw(weight, rest, mean, square, grad, N, scale, decay, rate, root, new1, beta2, new2, eps);
+}
 }

@@ -1,6 +1,6 @@
 """One rank of a DeepSpeed learner group: ZeRO stages 0 to 3, gloo on CPUs and NCCL on GPUs.
 
-Weights work in bf16 with fp32 masters (or all in fp32). A step accumulates the packs of its plan, each scaled by its
+Weights work in bf16 and are kept in fp32 (or all in fp32). A step accumulates the packs of its plan, each scaled by its
 share of the step's total weight over all ranks, so the result does not depend on packing or on the number of ranks.
 """
 

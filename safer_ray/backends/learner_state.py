@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safer_ray.backends.bf16_step import master_of
+from safer_ray.backends.bf16_step import full_precision, set_full_precision
 from safer_ray.backends.checkpoint import POLICY, REFERENCE, RNG, STATE
 from safer_ray.backends.weights import gather_state
 from safer_ray.errors import LearnerError, boundary
@@ -93,8 +93,8 @@ def _full_precision(parameter: torch.nn.Parameter) -> torch.Tensor:
     """Return a whole parameter as the optimiser holds it, in fp32; a collective."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    found: torch.Tensor | None = master_of(parameter)
-    found = safe_get_full_fp32_param(parameter) if found is None else found.detach()
+    found: torch.Tensor | None = full_precision(parameter)
+    found = safe_get_full_fp32_param(parameter) if found is None else found
     whole = parameter.detach().float() if found is None else found
     return whole.reshape(getattr(parameter, "ds_shape", parameter.shape))
 
@@ -165,9 +165,7 @@ def _set_full_precision(parameter: Any, whole: torch.Tensor, rank: int) -> None:
             safe_set_local_fp32_param(parameter, shard.to(parameter.ds_tensor.device))
         else:
             parameter.data.copy_(shard)
-            if (master := master_of(parameter)) is not None:
-                master.copy_(whole)
-            else:
+            if not set_full_precision(parameter, whole.to(parameter.device)):
                 safe_set_full_fp32_param(parameter, whole.to(parameter.device))
 
 

@@ -42,10 +42,12 @@ def model_size(model: str | Path, *, trust_remote_code: bool = False) -> ModelSi
 def rank_gib(size: ModelSize, *, zero_stage: int, ranks: int, weight_bytes: int, reference_copy: bool) -> float:
     """Estimate one learner rank's memory for weights, gradients and optimiser, activations left out.
 
-    Forward weights and gradients take ``weight_bytes`` each, the fp32 master 4 and Adam's moments 8 bytes a
-    parameter; ZeRO 1 shares the last two over the ranks, 2 the gradients as well, 3 everything.
+    Forward weights and gradients take ``weight_bytes`` each, Adam's moments 8 bytes a parameter and ZeRO's fp32 master
+    4; without ZeRO only what the weights lack of fp32 is kept. ZeRO 1 shares the last two over the ranks, 2 the
+    gradients as well, 3 everything.
     """
-    weights, gradients, optimiser = weight_bytes, weight_bytes, 4 + ADAM_BYTES
+    master = 4 if zero_stage else 4 - weight_bytes
+    weights, gradients, optimiser = weight_bytes, weight_bytes, master + ADAM_BYTES
     shared = {0: 0, 1: optimiser, 2: optimiser + gradients, 3: optimiser + gradients + weights}[zero_stage]
     own = weights + gradients + optimiser - shared
     reference = weight_bytes / (ranks if zero_stage else 1) if reference_copy else 0
