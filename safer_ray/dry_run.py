@@ -110,7 +110,7 @@ def _memory(config: RunConfig) -> Table:
         return table
     model = resolve_model(config.model.id)
     size, width = model_size(model, trust_remote_code=config.model.trust_remote_code), _BYTES[config.model.dtype]
-    widened = config.sampler.fp32_where_faster and not config.sampler.resources.gpus
+    widened = width < 4 and config.sampler.fp32_where_faster and not config.sampler.resources.gpus
     engine_width = 4 if widened else width
     engine = engine_gib(
         size,

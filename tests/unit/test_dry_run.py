@@ -7,14 +7,19 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from local_run import LocalRun, prepared, write_job
 from rich.console import Console
 
+from safer_ray import dry_run
+from safer_ray.backends.model_size import ModelSize
 from safer_ray.config_file import load_config
 from safer_ray.dry_run import print_plan
 from safer_ray.prepare import Preparation
 from safer_ray.records import STEP_KINDS
 from safer_ray.rundir import RunDir
+
+WIDE = ("3.00", "1,024 tokens (CPU); as fp32, if that is faster")
 
 
 def printed(prep: Preparation, root: Path) -> str:
@@ -95,3 +100,31 @@ def test_a_run_asks_for_no_more_samples_than_the_plan_says(finished_run: LocalRu
 
 def test_fakes_need_no_memory_for_a_model(finished_run: LocalRun, tmp_path: Path) -> None:
     assert row(printed(finished_run.prep, tmp_path / "run"), "fakes") == ["fakes", "0", "no model is loaded"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "engine", "rank"),
+    [
+        # half of 2**30 parameters; a rank: bf16 2, its rest 2, gradient 2, Adam 8, reference 2 bytes a parameter
+        ({}, WIDE, "8.00"),
+        ({"sampler.fp32_where_faster": False}, ("2.00", "2,048 tokens (CPU)"), "8.00"),
+        ({"model.dtype": "fp32"}, ("3.00", "1,024 tokens (CPU)"), "10.00"),
+        # two ranks of ZeRO 2 share gradient, fp32 master and Adam; the reference is a shard
+        ({"learner.zero_stage": 2, "learner.ranks": 2}, WIDE, "5.00"),
+    ],
+)
+def test_memory_is_that_of_what_is_held(
+    finished_run: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object],
+    engine: tuple[str, str], rank: str,
+) -> None:  # fmt: skip
+    size = ModelSize(parameters=2**29, kv_bytes_per_token=2**19)
+    monkeypatch.setattr(dry_run, "resolve_model", lambda model: model)
+    monkeypatch.setattr(dry_run, "model_size", lambda model, **_: size)
+    real = {"sampler.kind": "vllm", "learner.kind": "deepspeed", "sampler.kv_cache_gib": 1.0, "erpo.reference": "fixed"}
+    values = real | {"learner.zero_stage": 0} | settings
+    job = write_job(tmp_path)
+    config = load_config(job, [f"{name}={value}" for name, value in values.items()])
+    text = printed(replace(finished_run.prep, config=config), tmp_path / "run")
+    gib, what = row(text, "each engine worker")[1:]
+    assert (gib, what.removeprefix("weights, and a cache of ")) == engine
+    assert row(text, "each learner rank")[1] == rank
