@@ -94,7 +94,12 @@ def step_in_parts(wrapped: Any, closure: None = None) -> bool:
 
 
 def total_norm(grads: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the norm of all gradients together, in fp32 whatever their type; 0 without any."""
+    """Return the norm of all gradients together, in fp32 or better whatever their type; 0 without any."""
+    if grads and (kernels := kernels_for(*grads)):  # torch copies each gradient to fp32 for this
+        squares = torch.empty(len(grads), dtype=torch.float64)
+        for grad, square in zip(grads, squares, strict=True):
+            kernels("square_sum", grad.dtype, grad, square, grad.numel())
+        return squares.sum().sqrt()
     norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 

@@ -224,6 +224,23 @@ void logprob_backward(
     }
 }
 
+// The sum of squares, block by block and then in order, so that it is the same every time.
+template <class S>
+void square_sum(const S* x, double* out, int64_t N) {
+    const int64_t block = 1 << 16, blocks = (N + block - 1) / block;
+    std::vector<double> partial(blocks);
+#pragma omp parallel for
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t end = (b + 1) * block < N ? (b + 1) * block : N;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = b * block; i < end; i++) sum += load(x[i]) * load(x[i]);
+        partial[b] = sum;
+    }
+    *out = 0;
+    for (const double each : partial) *out += each;
+}
+
 // One step of AdamW. A weight of 32 bits is kept as the bf16 next to it, ties away from zero, and the signed distance of
 // its bits to those of that bf16. No gradient counts as zeros. Rounds where PyTorch's fused AdamW does: the same weights.
 void adamw(
@@ -277,7 +294,8 @@ void adamw(
     void logprob_backward_##NAME(                                                                                      \
         const S* x, const float* total, const float* g, const int64_t* target, S* out, int64_t L, int64_t V) {         \
         logprob_backward(x, total, g, target, out, L, V);                                                              \
-    }
+    }                                                                                                                  \
+    void square_sum_##NAME(const S* x, double* out, int64_t N) { square_sum(x, out, N); }
 
 extern "C" {
 EXPORT(float, float32)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_rank import free_port, task
 from learner_tables import write_examples
@@ -21,6 +22,7 @@ from safer_ray.backends.deepspeed_learner import DeepSpeedLearner, DeepSpeedLear
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**126), max_value=2.0**126)
 NEAR = st.floats(width=32, min_value=-4.0, max_value=4.0)
+DTYPES = [torch.bfloat16, torch.float32]
 RATE = st.sampled_from([0.0, 0.1])
 
 
@@ -69,6 +71,18 @@ def test_the_kernel_is_torchs_adamw_on_the_joined_weight(values: list[float], gr
             "adamw", upper.dtype, upper, rest, mean, square, grad, size, 0.5, 1.0 - lr * decay, *corrected, *new, eps
         )  # fmt: skip
     torch.testing.assert_close(bf16_step.join(upper, rest), want.detach(), rtol=1e-6, atol=1e-6)
+
+
+@given(sizes=st.lists(st.integers(0, 200_000), max_size=3), seed=st.integers(0, 9), dtype=st.sampled_from(DTYPES))
+@settings(deadline=None, max_examples=20)
+def test_the_norm_of_all_gradients_is_torchs(sizes: list[int], seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    grads = [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+    want = torch.linalg.vector_norm(torch.cat([*grads, torch.zeros(1)]).double())
+    assert float(bf16_step.total_norm(grads)) == pytest.approx(float(want), rel=1e-4)
+    for bad in (math.inf, math.nan):
+        broken = [*grads, torch.tensor([1.0, bad], dtype=dtype)]
+        assert not math.isfinite(float(bf16_step.total_norm(broken)))
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "part by part"])
