@@ -121,13 +121,8 @@ def _memory(config: RunConfig) -> Table:
     tokens = int(config.sampler.kv_cache_gib * 2**30 / (size.kv_bytes_per_token * engine_width / _BYTES["bf16"]))
     what = f"weights, and a cache of {tokens:,} tokens (CPU)" + ("; as fp32, if that is faster" if widened else "")
     table.add_row("each engine worker", f"{engine:.2f}", what)
-    rank = rank_gib(
-        size,
-        zero_stage=config.learner.zero_stage,
-        ranks=config.learner.ranks,
-        weight_bytes=width,
-        reference_copy=config.erpo.reference != "previous_round",
-    )
+    learner = config.learner
+    rank = rank_gib(size, zero_stage=learner.zero_stage, ranks=learner.ranks, weight_bytes=width)
     table.add_row("each learner rank", f"{rank:.2f}", "weights, also as fp32; gradients, Adam; activations come on top")
     table.add_row("object store", f"{config.cluster.object_store_mib / 1024:.2f}", "only on a cluster started here")
     return table

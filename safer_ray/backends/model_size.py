@@ -39,7 +39,7 @@ def model_size(model: str | Path, *, trust_remote_code: bool = False) -> ModelSi
     return ModelSize(parameters=sum(p.numel() for p in shell.parameters()), kv_bytes_per_token=per_token)
 
 
-def rank_gib(size: ModelSize, *, zero_stage: int, ranks: int, weight_bytes: int, reference_copy: bool) -> float:
+def rank_gib(size: ModelSize, *, zero_stage: int, ranks: int, weight_bytes: int) -> float:
     """Estimate one learner rank's memory for weights, gradients and optimiser, activations left out.
 
     Forward weights and gradients take ``weight_bytes`` each, Adam's moments 8 bytes a parameter and ZeRO's fp32 master
@@ -50,8 +50,7 @@ def rank_gib(size: ModelSize, *, zero_stage: int, ranks: int, weight_bytes: int,
     weights, gradients, optimiser = weight_bytes, weight_bytes, master + ADAM_BYTES
     shared = {0: 0, 1: optimiser, 2: optimiser + gradients, 3: optimiser + gradients + weights}[zero_stage]
     own = weights + gradients + optimiser - shared
-    reference = weight_bytes / (ranks if zero_stage else 1) if reference_copy else 0
-    return size.parameters * (own + shared / ranks + reference) / GIB
+    return size.parameters * (own + shared / ranks) / GIB
 
 
 def engine_gib(size: ModelSize, *, kv_cache_gib: float, tensor_parallel: int, weight_bytes: int) -> float:

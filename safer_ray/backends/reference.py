@@ -1,19 +1,55 @@
 """The reference policy of ERPO: weights of the past, kept as copies of this rank's shards of what is trained.
 
-Tensors have the shapes of their parameters, or of their ZeRO-3 shards.
+They are needed once a stage, before its first step, so they lie on disk. Tensors have the shapes of their parameters,
+or of their ZeRO-3 shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import torch
 
 from safer_ray.backends.base import ReferencePolicy
+from safer_ray.backends.weights import bytes_of
+from safer_ray.errors import LearnerError, boundary
 
 EMA_DECAY = 0.5
 """The share of the older weights in the ``ema`` reference when the next stage begins."""
+
+
+class Snapshot:
+    """Tensors in a file without a name, in the directory for temporary files: it is gone with the process.
+
+    Raises:
+        LearnerError: if they cannot be written, or read back.
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._like: list[tuple[torch.Size, torch.dtype]] = []
+        place = tempfile.gettempdir()
+        with boundary(LearnerError, f"reference policy: {place} cannot hold its weights; set TMPDIR to where they fit"):
+            self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+            for tensor in tensors:
+                host = tensor.detach().cpu().contiguous()
+                self._file.write(bytes_of(host).data)
+                self._like.append((host.shape, host.dtype))
+            self._file.flush()
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """Read them one after the other, so that no two need be in memory."""
+        with boundary(LearnerError, f"reference policy: its weights in {tempfile.gettempdir()} cannot be read"):
+            self._file.seek(0)
+            for shape, dtype in self._like:
+                tensor = torch.empty(shape, dtype=dtype)
+                if self._file.readinto(bytes_of(tensor).data) != tensor.nbytes:  # type: ignore[attr-defined]
+                    raise EOFError("the file has become shorter")
+                yield tensor
 
 
 class ReferenceWeights:
@@ -28,7 +64,7 @@ class ReferenceWeights:
     def __init__(self, module: torch.nn.Module, forget_gathered: Callable[[], None]) -> None:
         self._module = module
         self._forget_gathered = forget_gathered
-        self._snapshots: dict[str, list[torch.Tensor]] = {}
+        self._snapshots: dict[str, Snapshot] = {}
 
     def begin_stage(self, policy: ReferencePolicy) -> None:
         """Take note of the weights a stage begins with."""
@@ -37,13 +73,10 @@ class ReferenceWeights:
                 return
             case "fixed":
                 if "fixed" not in self._snapshots:
-                    self._snapshots["fixed"] = self._copies()
+                    self._snapshots["fixed"] = Snapshot(self._shards())
             case "ema":
-                if "ema" not in self._snapshots:
-                    self._snapshots["ema"] = self._copies()
-                    return
-                for average, shard in zip(self._snapshots["ema"], self._shards(), strict=True):
-                    average.copy_(EMA_DECAY * average.float() + (1.0 - EMA_DECAY) * shard.cpu().float())
+                shards, average = self._shards(), self._snapshots.get("ema")
+                self._snapshots["ema"] = Snapshot(shards if average is None else _averages(average, shards))
 
     @property
     def policies(self) -> list[str]:
@@ -53,9 +86,9 @@ class ReferenceWeights:
     def restore(self, policy: str, shards: list[torch.Tensor]) -> None:
         """Keep ``shards``, of this rank's shapes, as the weights of a policy: those of a run that goes on."""
         mine = self._shards()
-        self._snapshots[policy] = [
-            shard.to("cpu", kept.dtype).reshape(kept.shape) for shard, kept in zip(shards, mine, strict=True)
-        ]
+        self._snapshots[policy] = Snapshot(
+            shard.to("cpu", own.dtype).reshape(own.shape) for shard, own in zip(shards, mine, strict=True)
+        )
 
     @contextmanager
     def applied(self, policy: str) -> Iterator[None]:
@@ -92,9 +125,15 @@ class ReferenceWeights:
         return [shard.to("cpu", copy=True) for shard in self._shards()]
 
     @staticmethod
-    def _write(shards: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    def _write(shards: list[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
         for shard, value in zip(shards, values, strict=True):
             shard.copy_(value)
 
 
-__all__ = ["EMA_DECAY", "ReferenceWeights"]
+def _averages(old: Iterable[torch.Tensor], new: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    for average, shard in zip(old, new, strict=True):
+        mixed = EMA_DECAY * average.float() + (1.0 - EMA_DECAY) * shard.cpu().float()
+        yield mixed.to(average.dtype)
+
+
+__all__ = ["EMA_DECAY", "ReferenceWeights", "Snapshot"]

@@ -128,7 +128,7 @@ def _stream(
             file.write(bytes(gap))
             header[f"{_PADDING}{offset}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [offset, offset + gap]}
             offset += gap
-        file.write(_bytes_of(host).data)
+        file.write(bytes_of(host).data)
         digests[name] = tensor_digest(host)
         span = [offset, offset + host.nbytes]
         header[name] = {"dtype": _dtype_name(host), "shape": list(host.shape), "data_offsets": span}
@@ -152,7 +152,7 @@ def _dtype_name(tensor: torch.Tensor) -> str:
     return _DTYPES[name]
 
 
-def _bytes_of(tensor: torch.Tensor) -> numpy.ndarray[Any, Any]:
+def bytes_of(tensor: torch.Tensor) -> numpy.ndarray[Any, Any]:
     """Return the bytes of a contiguous host tensor, not copied."""
     import torch
 
@@ -246,7 +246,7 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     import xxhash
 
     digest = xxhash.xxh3_128(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(_bytes_of(tensor.detach().cpu().contiguous()))  # type: ignore[arg-type]
+    digest.update(bytes_of(tensor.detach().cpu().contiguous()))  # type: ignore[arg-type]
     return digest.hexdigest()
 
 
