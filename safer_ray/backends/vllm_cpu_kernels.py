@@ -1,8 +1,9 @@
 """What vLLM 0.32 computes on CPU operator by operator, or by sorting the vocabulary, done in one pass.
 
 vLLM has a kernel for norms on CPU and calls it on other devices only. Its top-p sorts every row of logits; a
-row's likely tokens are found among its greatest few hundred. All of it is set on the objects of one engine; other
-engines, other devices and layers that are not plain stay as they are.
+row's likely tokens are found among its greatest few hundred. It packs an embedding for products even where it is
+only looked up. All of it is set on the objects of one engine; other engines, other devices and layers that are not
+plain stay as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ from typing import Any
 
 import torch
 from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler, apply_top_k_top_p
 
@@ -29,17 +35,36 @@ class CpuKernels:
     def fit_to_cpu(self) -> dict[str, int]:
         """Keep freed memory, set this module's kernels, and return how many modules of each kind have one now."""
         keep_freed_memory()
-        used = {"norms": 0, "samplers": 0}
-        for module in self.model_runner.model.modules():
+        used = {"norms": 0, "embeddings": 0, "samplers": 0}
+        modules = list(self.model_runner.model.modules())
+        with_head = any(isinstance(module, ParallelLMHead) for module in modules)
+        for module in modules:
             if type(module) is RMSNorm and module.variance_size_override is None and module.has_weight:
                 module._forward_method = _norm(module, module._forward_method)
                 used["norms"] += 1
+            # Without an output layer of its own a model multiplies with the embedding.
+            if with_head and type(module) is VocabParallelEmbedding and _is_plain(module):
+                module.quant_method = _Table()
+                module.quant_method.process_weights_after_loading(module)
+                used["embeddings"] += 1
         sampler = self.model_runner.sampler
         if type(getattr(sampler, "topk_topp_sampler", None)) is TopKTopPSampler:
             sampler.topk_topp_sampler.forward = _drawing(sampler.topk_topp_sampler.forward)
             sampler.gather_logprobs = _gathering(sampler.gather_logprobs)
             used["samplers"] += 1
         return used
+
+
+def _is_plain(embedding: VocabParallelEmbedding) -> bool:
+    return type(embedding.quant_method) is UnquantizedEmbeddingMethod
+
+
+class _Table(UnquantizedEmbeddingMethod):  # type: ignore[misc]
+    """An embedding of which no packed copy is kept, nor made again with every new weights."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Let go of the packed copy, if there is one."""
+        layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]
 
 
 def keep_likely(logits_NV: torch.Tensor, top_p_N: torch.Tensor) -> torch.Tensor:

@@ -104,8 +104,8 @@ def test_an_engine_in_fp32_takes_bf16_weights_and_is_exact_with_them(
     spec = VllmSamplerSpec(model=str(tiny_model), max_model_len=256, kv_cache_gib=0.125, threads=1, dtype="float32")
     with caplog.at_level("INFO"):
         sampler = spec.build()
-    # Its kernels are in use: two norms in each of two layers and one at the end.
-    assert "cpu kernels {'norms': 5, 'samplers': 1}" in caplog.text
+    # Its kernels are in use: two norms in each of two layers and one at the end; its embedding is a table.
+    assert "cpu kernels {'norms': 5, 'embeddings': 1, 'samplers': 1}" in caplog.text
     narrow = AutoModelForCausalLM.from_pretrained(make_tiny_model(tmp_path / "other", seed=1)).bfloat16().eval()
     sampler.load_weights(write_weights(gather_state(narrow, zero_stage=0), 1, str(tmp_path)))
     message = Message(role="user", content="How do I bake bread?")
