@@ -111,16 +111,17 @@ def _update_at_once(wrapped: Any, kernels: Kernels, scale: float) -> None:
         (beta1, beta2), lr = group["betas"], group["lr"]
         for master, weight in zip(masters, weights, strict=True):
             state = inner.state[master]
-            if not state:
+            known = bool(state)
+            if not known:
                 state["step"] = torch.tensor(0.0)
-                state["exp_avg"] = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
-                state["exp_avg_sq"] = torch.zeros_like(weight, dtype=torch.float32, requires_grad=False)
+                state["exp_avg"] = torch.empty_like(weight, dtype=torch.float32, requires_grad=False)
+                state["exp_avg_sq"] = torch.empty_like(weight, dtype=torch.float32, requires_grad=False)
             state["step"] += 1
             steps = float(state["step"])
             grad = None if weight.grad is None else weight.grad.contiguous()
             kernels(
                 "adamw", weight.dtype, weight.detach(), weight.fp32_rest, state["exp_avg"], state["exp_avg_sq"], grad,
-                weight.numel(), scale, 1.0 - lr * group["weight_decay"], lr / (1.0 - beta1**steps),
+                weight.numel(), known, scale, 1.0 - lr * group["weight_decay"], lr / (1.0 - beta1**steps),
                 (1.0 - beta2**steps) ** 0.5, 1.0 - beta1, beta2, 1.0 - beta2, group["eps"],
             )  # fmt: skip
             weight.grad = None

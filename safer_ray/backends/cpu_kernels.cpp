@@ -242,15 +242,18 @@ void square_sum(const S* x, double* out, int64_t N) {
 }
 
 // One step of AdamW. A weight of 32 bits is kept as the bf16 next to it, ties away from zero, and the signed distance of
-// its bits to those of that bf16. No gradient counts as zeros. Rounds where PyTorch's fused AdamW does: the same weights.
+// its bits to those of that bf16. No gradient counts as zeros, and so do moments that are new, whatever they hold. Rounds
+// where PyTorch's fused AdamW does: the same weights.
+template <bool known>
 void adamw(
     bf16* weight, int16_t* rest, float* mean, float* square, const bf16* grad, int64_t N,
     float scale, float decay, float rate, float root, float new1, float beta2, float new2, float eps) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < N; i++) {
         const float g = grad ? load(grad[i]) * scale : 0.0f;
-        const float m = mean[i] = mean[i] + new1 * (g - mean[i]);
-        const float v = square[i] = std::fma(new2 * g, g, beta2 * square[i]);
+        const float before = known ? mean[i] : 0.0f;
+        const float m = mean[i] = before + new1 * (g - before);
+        const float v = square[i] = std::fma(new2 * g, g, known ? beta2 * square[i] : 0.0f);
         uint32_t bits = (uint32_t(weight[i].bits) << 16) + uint32_t(int32_t(rest[i]));
         float value;
         std::memcpy(&value, &bits, 4);
@@ -301,8 +304,9 @@ extern "C" {
 EXPORT(float, float32)
 EXPORT(bf16, bfloat16)
 void adamw_bfloat16(
-    bf16* weight, int16_t* rest, float* mean, float* square, const bf16* grad, int64_t N,
+    bf16* weight, int16_t* rest, float* mean, float* square, const bf16* grad, int64_t N, int64_t known,
     float scale, float decay, float rate, float root, float new1, float beta2, float new2, float eps) {
-    adamw(weight, rest, mean, square, grad, N, scale, decay, rate, root, new1, beta2, new2, eps);
+    const auto update = known ? adamw<true> : adamw<false>;
+    update(weight, rest, mean, square, grad, N, scale, decay, rate, root, new1, beta2, new2, eps);
 }
 }

@@ -56,7 +56,7 @@ def test_the_kernel_is_torchs_adamw_on_the_joined_weight(values: list[float], gr
     whole = torch.tensor(values)
     upper, rest = whole.to(torch.bfloat16), torch.zeros(size, dtype=torch.int16)
     bf16_step.split(whole, upper, rest)
-    mean, square = torch.zeros(size), torch.zeros(size)
+    mean, square = torch.full((size,), math.nan), torch.full((size,), math.nan)  # not looked at in the first step
     want = torch.nn.Parameter(whole.clone())
     optimizer = torch.optim.AdamW([want], lr=lr, betas=betas, eps=eps, weight_decay=decay)
     run = kernels()
@@ -68,7 +68,8 @@ def test_the_kernel_is_torchs_adamw_on_the_joined_weight(values: list[float], gr
         corrected = lr / (1.0 - betas[0] ** step), (1.0 - betas[1] ** step) ** 0.5
         new = 1.0 - betas[0], betas[1], 1.0 - betas[1]
         run(
-            "adamw", upper.dtype, upper, rest, mean, square, grad, size, 0.5, 1.0 - lr * decay, *corrected, *new, eps
+            "adamw", upper.dtype, upper, rest, mean, square, grad, size, step > 1,
+            0.5, 1.0 - lr * decay, *corrected, *new, eps,
         )  # fmt: skip
     torch.testing.assert_close(bf16_step.join(upper, rest), want.detach(), rtol=1e-6, atol=1e-6)
 
