@@ -8,6 +8,7 @@ vLLM imports this module in every worker, because :class:`SamplerWorker` is name
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -93,21 +94,22 @@ class ShmWeightEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         """Hand every tensor to the model's own loader, hashing it on the way."""
         ref = WeightsRef(**asdict(update_info))
-        digests: dict[str, str] = {}
+        digests: dict[str, Future[str]] = {}
         sent: dict[str, torch.Tensor] = {}
 
         def handed_over() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in iter_weights(ref):
-                digests[name] = tensor_digest(tensor)
+                digests[name] = hasher.submit(tensor_digest, tensor)
                 sent[name] = tensor
                 yield name, tensor
 
         model: Any = self.model
-        done = model.load_weights(handed_over())
+        with ThreadPoolExecutor(1) as hasher:
+            done = model.load_weights(handed_over())
         self._sent = sent
         self.loaded = LoadedWeights(
             version=ref.version,
-            checksum=combine_digests(digests),
+            checksum=combine_digests({name: digest.result() for name, digest in digests.items()}),
             nbytes=sum(tensor.nbytes for tensor in sent.values()),
             probed=0,
             differing=(),

@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -116,23 +117,25 @@ def _stream(
     offset = nbytes = 0
     have = file.seek(0, os.SEEK_END)
     file.seek(_HEADER_BYTES)
-    for name, tensor in named_tensors:
-        host = tensor.detach().cpu().contiguous()
-        unused = max(0, have - _HEADER_BYTES - offset)
-        if shutil.disk_usage(Path(file.name).parent).free + unused < host.nbytes:
-            raise WeightsError(
-                f"weights v{version}: {name} and what came before it, {(nbytes + host.nbytes) / 2**30:.2f} GiB, do not"
-                " fit; enlarge the directory (docker: --shm-size) or name another one"
-            )
-        if gap := -offset % host.element_size():
-            file.write(bytes(gap))
-            header[f"{_PADDING}{offset}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [offset, offset + gap]}
-            offset += gap
-        file.write(bytes_of(host).data)
-        digests[name] = tensor_digest(host)
-        span = [offset, offset + host.nbytes]
-        header[name] = {"dtype": _dtype_name(host), "shape": list(host.shape), "data_offsets": span}
-        offset, nbytes = span[1], nbytes + host.nbytes
+    with ThreadPoolExecutor(1) as hasher:
+        for name, tensor in named_tensors:
+            host = tensor.detach().cpu().contiguous()
+            unused = max(0, have - _HEADER_BYTES - offset)
+            if shutil.disk_usage(Path(file.name).parent).free + unused < host.nbytes:
+                raise WeightsError(
+                    f"weights v{version}: {name} and what came before it, {(nbytes + host.nbytes) / 2**30:.2f} GiB, do"
+                    " not fit; enlarge the directory (docker: --shm-size) or name another one"
+                )
+            digest = hasher.submit(tensor_digest, host)
+            if gap := -offset % host.element_size():
+                file.write(bytes(gap))
+                header[f"{_PADDING}{offset}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [offset, offset + gap]}
+                offset += gap
+            file.write(bytes_of(host).data)
+            digests[name] = digest.result()
+            span = [offset, offset + host.nbytes]
+            header[name] = {"dtype": _dtype_name(host), "shape": list(host.shape), "data_offsets": span}
+            offset, nbytes = span[1], nbytes + host.nbytes
     if not digests:
         raise WeightsError(f"weights v{version}: there are no tensors to write")
     text = json.dumps(header, separators=(",", ":")).encode()
